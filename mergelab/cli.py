@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
 
     methods = verb("methods", _methods, "List the merging methods with their parameters.")
     methods.add_argument("name", nargs="?", help="one method: its parameters, ranges, defaults, formula and paper")
-    methods.add_argument("--json", action="store_true", help="print the full declarations as JSON")
+    form = methods.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the full declarations as JSON")
+    form.add_argument("--markdown", action="store_true", help="print them as the table that the README shows")
 
     evaluate = verb("evaluate", _evaluate, "Measure a checkpoint on every task of a suite.")
     evaluate.add_argument("source", metavar="SOURCE", help="the checkpoint: a folder, zoo:… or hub:…")
@@ -234,6 +236,9 @@ def _methods(arguments: Any) -> int:
     if arguments.json:
         print(json.dumps(described, indent=2, ensure_ascii=False))
         return 0
+    if arguments.markdown:
+        print(_methods_table(described))
+        return 0
     if not arguments.name:
         width = max(len(item["name"]) for item in described)
         for item in described:
@@ -250,6 +255,18 @@ def _methods(arguments: Any) -> int:
         print(f"  {parameter['name']}{of}: {parameter['type']}, default {parameter['default']}, range {limits}")
         print(f"      {parameter['help']}")
     return 0
+
+
+def _methods_table(described: list[dict[str, Any]]) -> str:
+    """The declarations as a Markdown table."""
+    rows = ["| method | name | kind | base | models | data | parameters (default) | paper |", "|---|---|---|---|---|---|---|---|"]
+    for item in described:
+        most = item["models"]["max"]
+        count = f"{item['models']['min']}" if item["models"]["min"] == most else f"{item['models']['min']}–{most or '…'}"
+        parameters = ", ".join(f"`{p['name']}` ({str(p['default']).lower()})" for p in item["parameters"])
+        cells = [item["title"], f"`{item['name']}`", item["kind"], item["base"], count, item["data"], parameters, item["paper"]]
+        rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(rows)
 
 
 def _evaluate(arguments: Any) -> int:
