@@ -1,0 +1,45 @@
+"""``mergelab.merge``: a merge in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .engine import merge_to_memory, plan
+from .progress import Progress, Stop
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .checkpoints import Checkpoint
+
+    Source = str | Path | Mapping[str, Tensor] | Checkpoint
+
+
+def merge(
+    method: str,
+    models: Mapping[str, Source] | Sequence[Source],
+    base: Source | None = None,
+    seed: int = 0,
+    *,
+    dtype: str | None = None,
+    out_dtype: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+    **parameters: Any,
+) -> dict[str, Tensor]:
+    """Merge models in memory and return the merged state dict (CPU tensors; tied names share one).
+
+    ``models`` is a mapping of names to models or a sequence of them; a model, like ``base``, is a state dict, a source such
+    as ``"zoo:starter/mnist"`` or a path. Parameters are the method's own (``mergelab.methods.get(method)`` lists them); one
+    that exists per model is a number for all, a sequence in the models' order, or a mapping by model name. ``lambda`` is
+    written ``lambda_``. Computes in float32 (``dtype="float64"`` for more); each tensor keeps the base's dtype unless
+    ``dtype`` or ``out_dtype`` says otherwise. Raises :class:`~mergelab.errors.MergeLabError` saying what does not fit.
+
+    >>> mergelab.merge("task_arithmetic", {"a": sd_a, "b": sd_b}, base=sd0, lambda_=0.4, weight={"a": 1.0, "b": 0.5})
+    """
+    planned = plan(method, models, base, parameters, dtype=dtype, out_dtype=out_dtype, seed=seed)
+    return merge_to_memory(planned, threads=threads, device=device, progress=progress, stop=stop)

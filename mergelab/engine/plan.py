@@ -1,0 +1,218 @@
+"""The plan of a merge: the method with checked values, the checkpoints that fit together, what comes out. Reads headers only."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .. import methods
+from ..errors import MethodError, RecipeError
+from ..methods import Method
+from ..recipe import DTYPES, Recipe, readable_name
+from .structure import Item, Structure, compare
+
+_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class Shared:
+    """What plans over the same checkpoints share: surveys already made, tensors already found finite."""
+
+    def __init__(self) -> None:
+        self.surveys: dict[Any, Mapping[str, Any]] = {}
+        self.finite: set[tuple[str | None, str]] = set()
+        self.lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a merge needs, checked. Make one with `plan` or `plan_recipe`; `with_parameters` is cheap.
+
+    ``keys`` identify the models for seeded randomness; ``outputs`` maps tensor names to what comes out.
+    """
+
+    method: Method
+    names: tuple[str, ...]
+    models: tuple[Any, ...]
+    base: Any | None
+    values: Mapping[str, Any]
+    items: tuple[Item, ...]
+    aliases: Mapping[str, str]
+    keys: tuple[str, ...]
+    compute: torch.dtype = torch.float32
+    out_dtype: str | None = None
+    seed: int = 0
+    recipe: Recipe | None = None
+    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
+
+    @property
+    def reference(self) -> Any:
+        """The checkpoint that buffers, dtypes and the configuration are taken from: the base, or the first model."""
+        return self.base if self.base is not None else self.models[0]
+
+    @property
+    def outputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name -> (dtype code, shape) of every tensor that is written; tied names are not among them."""
+        return {item.name: (self.code(item), item.shape) for item in self.items}
+
+    def code(self, item: Item) -> str:
+        """The dtype code in which a tensor comes out."""
+        return self.out_dtype if item.merge and self.out_dtype else item.dtype
+
+    def with_parameters(
+        self,
+        parameters: Mapping[str, Any],
+        per_model: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        method: str | Method | None = None,
+        seed: int | None = None,
+    ) -> Plan:
+        """The same checkpoints with other values, or another method: nothing is read or compared again."""
+        chosen = self.method if method is None else methods.get(method)
+        values = chosen.resolve(parameters, self.names, per_model)
+        chosen.check_models(len(self.names), self.base is not None, values)
+        seed = self.seed if seed is None else _seed(seed)
+        return dataclasses.replace(self, method=chosen, values=values, seed=seed, recipe=None)
+
+
+def plan(
+    method: str | Method,
+    models: Mapping[str, Any] | Sequence[Any],
+    base: Any = None,
+    parameters: Mapping[str, Any] | None = None,
+    per_model: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    out_dtype: str | torch.dtype | None = None,
+    seed: int = 0,
+    load: Callable[..., Any] | None = None,
+) -> Plan:
+    """Check a merge and plan it.
+
+    ``models`` is a mapping of names to checkpoints, sources or state dicts, or a sequence of them; ``base`` one of the same.
+    Raises MethodError naming the model and tensor when they do not fit, or the parameter when a value does not.
+    """
+    chosen = methods.get(method)
+    named = name_models(models)
+    names = tuple(named)
+    values = chosen.resolve(parameters or {}, names, per_model)
+    chosen.check_models(len(names), base is not None, values)
+    compute, out_code = dtypes(dtype, out_dtype)
+    seed = _seed(seed)
+    base_checkpoint = opened(base, name="base", load=load) if base is not None else None
+    checkpoints = tuple(opened(value, name=name, base=base_checkpoint, load=load) for name, value in named.items())
+    found = structure(base_checkpoint, names, checkpoints)
+    if found.problems:
+        first, more = found.problems[0], len(found.problems) - 1
+        and_more = f" ({more} more such {'differences' if more > 1 else 'difference'}.)" if more else ""
+        raise MethodError(f"{first.text} {first.fix}{and_more}")
+    keys = model_keys(name if not isinstance(value, str) else value for name, value in named.items())
+    return Plan(
+        chosen, names, checkpoints, base_checkpoint, values, found.items, found.aliases, keys, compute, out_code, seed
+    )
+
+
+def plan_recipe(recipe: Recipe, *, load: Callable[..., Any] | None = None) -> Plan:
+    """The plan of a recipe. ``load`` opens a source (default: :func:`mergelab.checkpoints.load`)."""
+    recipe_models = experts(recipe)
+    made = plan(
+        recipe.merge_method,
+        {name: entry.model for name, entry in recipe_models.items()},
+        recipe.base_model,
+        recipe.parameters,
+        {name: entry.parameters for name, entry in recipe_models.items() if entry.parameters},
+        dtype=recipe.dtype,
+        out_dtype=recipe.out_dtype,
+        seed=recipe.seed,
+        load=load,
+    )
+    return dataclasses.replace(made, recipe=recipe)
+
+
+def experts(recipe: Recipe) -> dict[str, Any]:
+    """Display name -> entry of the models to merge.
+
+    As in mergekit, the base may also stand in the list of models; for a method of task vectors it is not an expert.
+    """
+    named = dict(zip(recipe.names, recipe.models, strict=True))
+    if recipe.base_model is None or methods.get(recipe.merge_method).base != "required":
+        return named
+    kept = {name: entry for name, entry in named.items() if entry.model != recipe.base_model}
+    if not kept:
+        raise MethodError("The only model in the recipe is the base itself; list at least one expert to merge into it.")
+    return kept
+
+
+def name_models(models: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
+    """Models by unique name; a sequence gets names from its sources, or ``model-1``, ``model-2``…"""
+    if isinstance(models, Mapping):
+        if models and all(isinstance(value, torch.Tensor) for value in models.values()):
+            raise MethodError("'models' is one state dict; give a list of models, or a mapping of names to models.")
+        return {str(name): value for name, value in models.items()}
+    if isinstance(models, str) or not isinstance(models, Sequence):
+        raise MethodError("'models' must be a list of models or a mapping of names to models.")
+    out: dict[str, Any] = {}
+    for position, value in enumerate(models, 1):
+        stem = getattr(value, "name", None) or (
+            f"model-{position}" if isinstance(value, Mapping) else readable_name(str(value))
+        )
+        name, count = stem, 1
+        while name in out:
+            count += 1
+            name = f"{stem}-{count}"
+        out[name] = value
+    return out
+
+
+def model_keys(sources: Any) -> tuple[str, ...]:
+    """What identifies each model for randomness: its source without the pinned revision, numbered where it is repeated."""
+    out: list[str] = []
+    for source in sources:
+        key = str(source)
+        if key.startswith("hub:"):
+            repository, _, rest = key.partition("@")
+            _, slash, inside = rest.partition("/")
+            key = repository + slash + inside
+        repeats = sum(other == key or other.startswith(f"{key}#") for other in out)
+        out.append(f"{key}#{repeats + 1}" if repeats else key)
+    return tuple(out)
+
+
+def opened(value: Any, *, name: str, base: Any = None, load: Callable[..., Any] | None = None) -> Any:
+    """A checkpoint as it is; anything else is opened by ``load``."""
+    if hasattr(value, "infos"):
+        return value
+    if load is None:
+        from ..checkpoints import load
+    return load(value, base=base, name=name)
+
+
+def structure(base: Any, names: Sequence[str], checkpoints: Sequence[Any]) -> Structure:
+    """Compare the models with the base, or with the first of them when there is none."""
+    if base is not None:
+        return compare(base, "the base", list(zip(names, checkpoints, strict=True)))
+    return compare(checkpoints[0], f"model {names[0]!r}", list(zip(names[1:], checkpoints[1:], strict=True)))
+
+
+def dtypes(dtype: str | torch.dtype | None, out_dtype: str | torch.dtype | None) -> tuple[torch.dtype, str | None]:
+    """(what to compute in, the code of what comes out or ``None`` for each tensor's own type)."""
+    given = []
+    for key, value in (("dtype", dtype), ("out_dtype", out_dtype)):
+        text = None if value is None else str(value).removeprefix("torch.")
+        if text is not None and text not in DTYPES:
+            raise RecipeError(f"{key!r} cannot be {text!r}; choose one of {', '.join(DTYPES)}.")
+        given.append(text)
+    computed, out = given
+    compute = torch.float64 if computed == "float64" else torch.float32
+    out = out or computed
+    return compute, _CODES[out] if out else None
+
+
+def _seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise MethodError(f"The seed must be a whole number from 0 to 2^63 - 1, not {seed!r}.")
+    return seed
