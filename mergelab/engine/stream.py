@@ -36,7 +36,7 @@ def stream(
     where = pick_device(device, merging=True)
     check_dtype(where, plan.compute)
     threads = threads or default_threads()
-    survey = plan.method.survey(plan.values, len(plan.names)) if plan.method.survey else None  # type: ignore[arg-type]
+    survey = plan.method.survey(dict(plan.values), len(plan.names), plan.compute) if plan.method.survey else None
     rounds = survey.rounds if survey is not None else 0
     merged = [item for item in plan.items if item.merge]
     total = len(plan.items) + rounds * len(merged)

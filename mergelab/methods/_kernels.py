@@ -45,3 +45,14 @@ def weighted_delta(base: Tensor, experts: Sequence[Tensor], weights: Sequence[fl
 def apply(base: Tensor, delta: Tensor, lambda_: float) -> Tensor:
     """θ0 + λ·τ."""
     return torch.add(base, delta, alpha=lambda_)
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """⟨a, b⟩ over all entries, accumulated in float64 where the device has it, in blocks that fit a cache."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    dtype = torch.float32 if a.device.type == "mps" else torch.float64
+    block = 1 << 18
+    return float(sum(
+        torch.dot(a[start : start + block].to(dtype), b[start : start + block].to(dtype))
+        for start in range(0, a.numel(), block)
+    ))  # fmt: skip

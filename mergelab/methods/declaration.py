@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ..errors import MethodError, suggest
 
 if TYPE_CHECKING:
+    import torch
+
     from .context import Survey
 
 Value: TypeAlias = bool | int | float | str
@@ -120,8 +122,8 @@ class Method:
 
     ``kernel(base, experts, *, context, **parameters) -> Tensor`` gets one named tensor of the base (or ``None``) and of
     every model, contiguous, in the computing dtype and not to be written to; per-model parameters arrive as lists in the
-    models' order, ``lambda`` as ``lambda_``. ``survey(parameters, count)`` gives a :class:`~mergelab.methods.context.Survey`
-    when whole-model numbers are needed first, else ``None``. ``check(parameters)`` raises on values that do not go together.
+    models' order, ``lambda`` as ``lambda_``. ``survey(parameters, count, dtype)`` gives a
+    :class:`~mergelab.methods.context.Survey` when whole-model numbers are needed first, else ``None``. ``check(parameters)`` raises on values that do not go together.
     """
 
     name: str
@@ -141,7 +143,7 @@ class Method:
     parameters: tuple[Parameter, ...] = ()
     promises: Promises = field(default_factory=Promises)
     cost: Cost = field(default_factory=Cost)
-    survey: Callable[[Resolved, int], Survey | None] | None = None
+    survey: Callable[[Resolved, int, torch.dtype], Survey | None] | None = None
     check: Callable[[Resolved], None] | None = None
     #: parameters under which the base is needed although `base` is "optional"
     needs_base: Callable[[Resolved], bool] = lambda _values: False

@@ -1,0 +1,95 @@
+"""Exact order statistics of magnitudes, without sorting: in one tensor, or over a whole model that is never held.
+
+The bits of a non-negative float order like integers. So the k-th largest magnitude of a stream is found digit by digit: a
+histogram of the leading 15 bits says in which bin it lies, a histogram of the next 16 bits of that bin's members says
+exactly where (float32: two readings; float64: four).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DIGIT = 16
+
+
+def kept_count(density: float, total: int) -> int:
+    """How many of ``total`` entries a density keeps: ⌊density·total⌋, at least one unless the density is 0."""
+    if density <= 0 or total == 0:
+        return 0
+    return min(total, max(1, int(density * total)))
+
+
+def kth_smallest(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest (from 1) of all entries, as a 0-d tensor."""
+    flat = values.reshape(-1)
+    if flat.device.type == "cpu":
+        array = flat.numpy()
+        return torch.from_numpy(np.partition(array, k - 1)[k - 1 : k])[0]
+    return flat.kthvalue(k).values
+
+
+class MagnitudeThresholds:
+    """For each model, the smallest magnitude among its ``density`` largest entries, over all tensors together.
+
+    `look` may run in several threads; `collect` and `end_round` in one. After ``rounds`` rounds `thresholds` holds one float
+    per model: 0 keeps everything, infinity nothing. Entries equal to the threshold are all kept.
+    """
+
+    def __init__(self, densities: Sequence[float], dtype: torch.dtype) -> None:
+        self.densities = list(densities)
+        self.integer = torch.int32 if dtype == torch.float32 else torch.int64
+        self.width = 31 if dtype == torch.float32 else 63
+        self.float = dtype
+        self.searched = [index for index, density in enumerate(densities) if 0 < density < 1]
+        self.rounds = -(-self.width // DIGIT) if self.searched else 0
+        self.prefix = dict.fromkeys(self.searched, 0)
+        self.remaining = dict.fromkeys(self.searched, 0)
+        self.counts = self._empty()
+
+    def _empty(self) -> dict[int, Tensor]:
+        return {index: torch.zeros(1 << DIGIT, dtype=torch.int64) for index in self.searched}
+
+    def look(self, round_: int, deltas: Sequence[Tensor]) -> dict[int, Tensor]:
+        """For each model searched, a histogram of the round's digit among the entries that can still be the k-th."""
+        shift = DIGIT * (self.rounds - 1 - round_)
+        out = {}
+        for index in self.searched:
+            bits = deltas[index].reshape(-1).view(self.integer) & ((1 << self.width) - 1)
+            if round_:
+                bits = bits[(bits >> (shift + DIGIT)) == self.prefix[index]]
+            digits = ((bits >> shift) & ((1 << DIGIT) - 1)) if round_ else bits >> shift
+            out[index] = torch.bincount(digits, minlength=1 << DIGIT).cpu()
+        return out
+
+    def collect(self, found: dict[int, Tensor]) -> None:
+        for index, counts in found.items():
+            self.counts[index] += counts
+
+    def end_round(self, round_: int) -> None:
+        """Fix one more digit of every threshold."""
+        for index in self.searched:
+            counts = self.counts[index]
+            if round_ == 0:
+                self.remaining[index] = kept_count(self.densities[index], int(counts.sum()))
+            above = counts.flip(0).cumsum(0)  # above[i]: entries whose digit is at least 65535 - i
+            position = int(torch.searchsorted(above, self.remaining[index]))
+            digit = (1 << DIGIT) - 1 - position
+            self.remaining[index] -= int(above[position] - counts[digit])
+            self.prefix[index] = (self.prefix[index] << DIGIT) | digit
+        self.counts = self._empty()
+
+    @property
+    def thresholds(self) -> list[float]:
+        """One threshold per model, exactly representable in the computing dtype."""
+        out = []
+        for index, density in enumerate(self.densities):
+            if index in self.prefix:
+                bits = torch.tensor([self.prefix[index]], dtype=self.integer)
+                out.append(float(bits.view(self.float)))
+            else:
+                out.append(0.0 if density >= 1 else float("inf"))
+        return out
