@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,15 @@ import psutil
 from ..analysis import Geometry, geometry
 from ..checkpoints import Checkpoint, load
 from ..engine import Plan, merge_to_folder, merge_to_memory, pick_device, plan_recipe
-from ..errors import TaskError, suggest
+from ..engine.plan import experts as recipe_experts
+from ..errors import TaskError
 from ..models import Model, build
 from ..progress import Progress, Stop, report
 from ..recipe import Recipe
 from ..tasks import Evaluation, Head, Suite, Task, evaluate, heads_for, load_suite, probabilities
 from ..zoo import Zoo, open_zoo
 from .cache import ByteCache
+from .references import references
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +70,7 @@ class Bench:
         self._geometry: Geometry | None = None
         self._merged: ByteCache[Mapping[str, torch.Tensor]] = ByteCache(_MERGED_BYTES, _state_bytes)
         self._evaluations: dict[tuple[Any, ...], Evaluation] = {}
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
         self._warming = threading.RLock()
 
     @property
@@ -116,10 +118,23 @@ class Bench:
         """The merged tensors of ``recipe``, in float32, from memory; cached by the recipe's hash."""
         state = self._merged.get(recipe.hash)
         if state is None:
-            plan = plan_recipe(recipe.replace(out_dtype=None, dtype=recipe.dtype), load=self._checkpoint)
-            state = merge_to_memory(plan, device=self.device, progress=progress, stop=stop)
+            state = merge_to_memory(self._plan(recipe), device=self.device, progress=progress, stop=stop)
             self._merged.put(recipe.hash, state)
         return state
+
+    def _plan(self, recipe: Recipe) -> Plan:
+        """The plan over resident checkpoints. Recipes that differ in values only share what was read and compared."""
+        key = (recipe.base_model, tuple(entry.model for entry in recipe.models), recipe.names, recipe.dtype)
+        if key not in self._plans:
+            self._plans[key] = plan_recipe(recipe.replace(out_dtype=None), load=self._load)
+            return self._plans[key]
+        per_model = {name: entry.parameters for name, entry in recipe_experts(recipe).items() if entry.parameters}
+        return self._plans[key].with_parameters(
+            recipe.parameters, per_model, method=recipe.merge_method, seed=recipe.seed
+        )
+
+    def _load(self, source: str, **_options: object) -> Checkpoint:
+        return self._checkpoint(source)
 
     def evaluate(
         self,
@@ -136,11 +151,18 @@ class Bench:
         key = (recipe.hash if recipe else None, per_task)
         if key not in self._evaluations:
             state = self.merged(recipe, stop=stop) if recipe else self._checkpoint(self.base)
-            self._evaluations[key] = evaluate(
-                self.model(), self.suite, state=state, limit=per_task, unseen=per_task is None,
-                name=recipe.title or recipe.merge_method if recipe else "base", progress=progress, stop=stop,
+            found = evaluate(
+                self.model(), self.suite, state=state, limit=per_task, unseen=per_task is None, progress=progress, stop=stop
             )  # fmt: skip
+            source = (recipe.title or recipe.merge_method) if recipe else "base"
+            self._evaluations[key] = replace(found, source=source)
         return self._evaluations[key]
+
+    def references(self, per_task: int | None = 40) -> dict[str, Evaluation]:
+        """The base and the experts on the same items, from the predictions that the zoo ships."""
+        if self.suite is None:
+            raise TaskError("These models have no suite, so there is nothing to compare with. Choose a suite first.")
+        return references(self.suite, per_task)
 
     def predict(self, recipe: Recipe, task: str, picture: np.ndarray) -> list[Prediction]:
         """Class probabilities of the base, the task's expert and the merge for ``picture`` ``[1, H, W, 3]`` uint8."""
@@ -158,17 +180,16 @@ class Bench:
 
     def task(self, name: str) -> Task:
         """The task called ``name``; :class:`TaskError` with a suggestion if there is none."""
-        tasks = {task.name: task for task in self.suite.tasks} if self.suite else {}
-        if name not in tasks:
-            raise TaskError(f"There is no task called {name!r} here.{suggest(name, tasks)}")
-        return tasks[name]
+        if self.suite is None:
+            raise TaskError("These models have no suite, so there are no tasks to predict. Choose a suite first.")
+        return self.suite[name]
 
     def samples(self, task: str, count: int = 12, seed: int = 0) -> list[tuple[int, np.ndarray, str]]:
         """``count`` test pictures of ``task`` to pick from: (index in the test split, picture ``[H, W, 3]``, label)."""
         chosen = self.task(task)
         images, labels = chosen.split("test")
         picks = np.random.default_rng(seed).permutation(len(images))[:count]
-        return [(int(i), images[i], chosen.classes[int(labels[i])]) for i in picks]
+        return [(int(i), images[int(i)].numpy(), chosen.classes[int(labels[int(i)])]) for i in picks]
 
     def geometry(self, progress: Progress | None = None, stop: Stop | None = None) -> Geometry:
         """How the experts' task vectors lie to each other (tables of :mod:`mergelab.analysis`); computed once."""
