@@ -1,0 +1,26 @@
+"""Suites of labelled picture tasks, heads, and the evaluation of models on them."""
+
+from .evaluate import SHOTS, Average, Evaluation, Score, evaluate
+from .head import Head, class_mean_head, heads_for, load_head, zero_shot_head
+from .metrics import accuracy, bootstrap_interval
+from .suite import Suite, Task, load_suite, subset, subset_indices
+
+__all__ = [
+    "SHOTS",
+    "Average",
+    "Evaluation",
+    "Head",
+    "Score",
+    "Suite",
+    "Task",
+    "accuracy",
+    "bootstrap_interval",
+    "class_mean_head",
+    "evaluate",
+    "heads_for",
+    "load_head",
+    "load_suite",
+    "subset",
+    "subset_indices",
+    "zero_shot_head",
+]
