@@ -1,0 +1,36 @@
+"""Tables in, plotly figures out. This room imports no other room.
+
+Every function takes a list of plain rows (dicts) and gives a :class:`plotly.graph_objects.Figure` that
+
+* reads on a light and on a dark page: transparent background, mid-grey text and grid, no title;
+* does not rely on colour alone: every series has its own dash, marker or pattern;
+* uses only what plotly.js 3.3, which Gradio ships, can draw.
+
+Beside it, :mod:`mergelab.figures.summary` says in one sentence what there is to see.
+"""
+
+from __future__ import annotations
+
+from .bars import accuracy_bars
+from .heatmap import cosine_heatmap, layer_heatmap
+from .lines import layer_lines
+from .palette import Style, style
+from .probabilities import probability_bars
+from .radar import radar
+from .summary import describe_conflict, describe_cosines, describe_norms, describe_prediction, describe_result
+
+__all__ = [
+    "Style",
+    "accuracy_bars",
+    "cosine_heatmap",
+    "describe_conflict",
+    "describe_cosines",
+    "describe_norms",
+    "describe_prediction",
+    "describe_result",
+    "layer_heatmap",
+    "layer_lines",
+    "probability_bars",
+    "radar",
+    "style",
+]
