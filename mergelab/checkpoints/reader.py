@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Configuration files are small; more is not a configuration.
 MAX_CONFIG = 4_000_000
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _PARTIAL = re.compile(r"\.partial-\d+-[0-9a-f]+$")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 #: Weights that lie beside a model's own and are not it.
@@ -56,7 +56,7 @@ class FileCheckpoint(Checkpoint):
             infos.update(header.infos)
             self._where.update({key: (file, *span) for key, span in header.spans.items()})
             metadata.update(header.metadata)
-        aliases = {key: value for key, value in metadata.items() if value in infos and key not in infos}
+        aliases = aliases_of(metadata, infos)
         super().__init__(name, source, infos, aliases=aliases, config=config, folder=folder, metadata=metadata)
         self._files = dict(files)
         self._headers = headers
@@ -70,7 +70,7 @@ class FileCheckpoint(Checkpoint):
         dtype = torch_dtype(info.dtype)
         flat = torch.empty(info.nbytes, dtype=torch.uint8)
         if info.nbytes:
-            self._file(file).read_into(memoryview(flat.numpy()), begin, info.name)
+            self._file(file).read_into(flat.numpy().data, begin, info.name)
         if info.dtype == "BOOL" and info.nbytes and int(flat.max()) > 1:
             raise CheckpointError(f"{file}: tensor {shown(info.name)} is BOOL but holds bytes that are not 0 or 1.")
         return flat.view(dtype).reshape(info.shape) if info.nbytes else torch.empty(info.shape, dtype=dtype)
@@ -134,6 +134,11 @@ class _File:
             self._raw.close()
 
 
+def aliases_of(metadata: Mapping[str, str], infos: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Tied names as ``safetensors.torch.save_model`` records them in the header: tied name -> stored name."""
+    return {key: value for key, value in metadata.items() if value in infos and key not in infos}
+
+
 def open_file(path: Path, *, name: str, source: str) -> FileCheckpoint:
     """One safetensors file; the config is taken from beside it where there is one."""
     config = read_config(path.parent, path.name, strict=False)
@@ -155,35 +160,44 @@ def refuse_partial(folder: Path) -> None:
 
 
 def find_weights(folder: Path) -> tuple[Path | None, dict[str, Path]]:
-    """The index (or ``None``) and the weight files of a folder, by the layouts that exist."""
+    """The index (or ``None``) and the weight files of a folder."""
+    try:
+        index, file = layout({path.name for path in folder.iterdir()}, folder.name)
+    except OSError as error:
+        raise CheckpointError(f"{folder.name} cannot be listed: {error.strerror or error}.") from error
+    if index is None:
+        return None, {file: _regular(folder / file)}
+    return folder / index, _shards(folder, folder / index)
+
+
+def layout(names: Collection[str], where: str) -> tuple[str | None, str]:
+    """Which of a folder's files are its model: ``(index, "")`` or ``(None, file)``, by the layouts that exist."""
     for stem in ("model", "open_clip_model"):
-        single = folder / f"{stem}.safetensors"
-        index = folder / f"{stem}.safetensors.index.json"
-        if single.exists():
-            return None, {single.name: _regular(single)}
-        if index.exists():
-            return index, _shards(folder, index)
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
+        if f"{stem}.safetensors" in names:
+            return None, f"{stem}.safetensors"
+        if f"{stem}.safetensors.index.json" in names:
+            return f"{stem}.safetensors.index.json", ""
+    indexes = sorted(name for name in names if name.endswith(".safetensors.index.json"))
     if len(indexes) == 1:
-        return indexes[0], _shards(folder, indexes[0])
-    found = sorted(path for path in folder.glob("*.safetensors") if path.name not in _BESIDE)
-    shards = [path for path in found if _SHARD.search(path.name)]
+        return indexes[0], ""
+    found = sorted(name for name in names if name.endswith(".safetensors") and name not in _BESIDE)
+    shards = [name for name in found if _SHARD.search(name)]
     if shards:
         raise CheckpointError(
-            f"{folder.name} has {len(shards)} shard(s) such as {shards[0].name} but no index "
-            "(model.safetensors.index.json), so it is not whole: download or write it again."
+            f"{where} has {len(shards)} shard(s) such as {shards[0]} but no index (model.safetensors.index.json), "
+            "so it is not whole: download or write it again."
         )
     if len(found) == 1:
-        return None, {found[0].name: _regular(found[0])}
+        return None, found[0]
     if found:
         raise CheckpointError(
-            f"{folder.name} has {len(found)} safetensors files ({', '.join(path.name for path in found[:4])}"
-            f"{', …' if len(found) > 4 else ''}) and no index that joins them: name the file to load."
+            f"{where} has {len(found)} safetensors files ({', '.join(found[:4])}{', …' if len(found) > 4 else ''}) "
+            "and no index that joins them: name the file to load."
         )
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
-        raise CheckpointError(f"{folder.name} has no safetensors, only the pickle {pickles[0]}. {PICKLE_ADVICE}")
-    raise CheckpointError(f"{folder.name} has no model weights (no *.safetensors file): name another folder or file.")
+        raise CheckpointError(f"{where} has no safetensors, only the pickle {pickles[0]}. {PICKLE_ADVICE}")
+    raise CheckpointError(f"{where} has no model weights (no *.safetensors file): name another folder or file.")
 
 
 def read_config(folder: Path, weights: str, *, strict: bool = True) -> dict[str, Any] | None:

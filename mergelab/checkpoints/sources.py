@@ -12,7 +12,7 @@ from ..paths import assets, home
 from .checkpoint import Checkpoint, MemoryCheckpoint
 from .header import load_json_object, shown
 from .index import read_small
-from .reader import MAX_CONFIG, open_file, open_folder, refuse_partial
+from .reader import MAX_CONFIG, PICKLES, open_file, open_folder, refuse_partial
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ def load_local(
         return load_local(path.parent, source=source, name=name)
     if path.name == "adapter_model.safetensors" and is_adapter(path.parent):
         return open_adapter(path.parent, _base_of(path.parent, base, token), name=name, source=source)
-    if allow_pickle and path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+    if allow_pickle and path.suffix in PICKLES:
         from .pickles import open_pickle
 
         return open_pickle(path, name=name, source=source)
