@@ -27,7 +27,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key_node, yaml.ScalarNode):
                 raise RecipeError(f"Line {key_node.start_mark.line + 1} of the recipe: a key must be a word.")
             if key_node.value in seen:
-                raise RecipeError(f"Line {key_node.start_mark.line + 1} of the recipe repeats the key {key_node.value!r}.")
+                raise RecipeError(
+                    f"Line {key_node.start_mark.line + 1} of the recipe repeats the key {key_node.value!r}."
+                )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,25 +13,18 @@ from .. import methods
 from ..errors import MethodError, RecipeError
 from ..methods import Method
 from ..recipe import DTYPES, Recipe, readable_name
+from .shared import Shared, shared_by
 from .structure import Item, Structure, compare
 
 _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-class Shared:
-    """What plans over the same checkpoints share: surveys already made, tensors already found finite."""
-
-    def __init__(self) -> None:
-        self.surveys: dict[Any, Mapping[str, Any]] = {}
-        self.finite: set[tuple[str | None, str]] = set()
-        self.lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything a merge needs, checked. Make one with `plan` or `plan_recipe`; `with_parameters` is cheap.
 
-    ``keys`` identify the models for seeded randomness; ``outputs`` maps tensor names to what comes out.
+    ``keys`` identify the models for seeded randomness; ``outputs`` maps tensor names to what comes out. A checkpoint must
+    not change while a plan over it is in use.
     """
 
     method: Method
@@ -112,12 +104,13 @@ def plan(
         raise MethodError(f"{first.text} {first.fix}{and_more}")
     keys = model_keys(name if not isinstance(value, str) else value for name, value in named.items())
     return Plan(
-        chosen, names, checkpoints, base_checkpoint, values, found.items, found.aliases, keys, compute, out_code, seed
-    )
+        chosen, names, checkpoints, base_checkpoint, values, found.items, found.aliases, keys, compute, out_code, seed,
+        shared=shared_by(base_checkpoint, *checkpoints),
+    )  # fmt: skip
 
 
 def plan_recipe(recipe: Recipe, *, load: Callable[..., Any] | None = None) -> Plan:
-    """The plan of a recipe. ``load`` opens a source (default: :func:`mergelab.checkpoints.load`)."""
+    """The plan of a recipe. ``load(source)`` opens a source (default: :func:`mergelab.checkpoints.load`)."""
     recipe_models = experts(recipe)
     made = plan(
         recipe.merge_method,
@@ -186,9 +179,14 @@ def opened(value: Any, *, name: str, base: Any = None, load: Callable[..., Any] 
     """A checkpoint as it is; anything else is opened by ``load``."""
     if hasattr(value, "infos"):
         return value
-    if load is None:
-        from ..checkpoints import load
-    return load(value, base=base, name=name)
+    if load is not None:
+        return load(value)
+    from ..checkpoints import load as open_source
+
+    # An expert of a zoo knows its own base; another adapter may need to be told.
+    if isinstance(value, str) and value.startswith("zoo:"):
+        base = None
+    return open_source(value, base=base, name=None if isinstance(value, str) else name)
 
 
 def structure(base: Any, names: Sequence[str], checkpoints: Sequence[Any]) -> Structure:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from ..methods.context import Context
+from ..methods.context import Context, Scratch
 from ..progress import Progress, Stop, report
 from .device import check_dtype, pick_device
 from .plan import Plan
+from .shared import KEEP_BYTES, keep
 from .structure import Item
 from .workers import default_threads, ordered
 
@@ -36,37 +37,77 @@ def stream(
     where = pick_device(device, merging=True)
     check_dtype(where, plan.compute)
     threads = threads or default_threads()
-    survey = plan.method.survey(dict(plan.values), len(plan.names), plan.compute) if plan.method.survey else None
-    rounds = survey.rounds if survey is not None else 0
-    merged = [item for item in plan.items if item.merge]
-    total = len(plan.items) + rounds * len(merged)
-    found: Mapping[str, Any] = {}
-    done = 0
-    if survey is not None:
-        key = (plan.method.name, survey.key(), plan.compute, where.type)
-        if key not in plan.shared.surveys:
-            for round_ in range(rounds):
-
-                def look(item: Item, round_: int = round_) -> Any:
-                    with torch.no_grad():
-                        return survey.look(round_, item.name, *inputs(plan, item, where))
-
-                for item, seen in ordered(look, merged, threads, stop):
-                    survey.collect(round_, seen)
-                    done += 1
-                    report(progress, done, total, f"surveying {item.name}")
-                survey.end_round(round_)
-            plan.shared.surveys[key] = survey.result()
-        found, done = plan.shared.surveys[key], rounds * len(merged)
+    count = _Count(plan, progress)
+    survey = _survey(plan, where, threads, count, stop)
+    kept, key = _kept(plan, where)
+    fresh: dict[str, Tensor] | None = {} if key is not None and kept is None else None
 
     def work(item: Item) -> Tensor:
-        with torch.no_grad():
-            return merge_item(plan, item, where, found)
+        with torch.no_grad(), _scratch:
+            return merge_item(plan, item, where, survey, kept, fresh)
 
     for item, tensor in ordered(work, plan.items, threads, stop):
-        done += 1
-        report(progress, done, total, item.name)
+        count.step(item.name)
         yield item.name, tensor
+    if fresh is not None:
+        keep(plan.shared, key, fresh)
+
+
+class _Count:
+    """Progress in tensors: a survey's rounds over all of them, then the merge."""
+
+    def __init__(self, plan: Plan, progress: Progress | None) -> None:
+        self.progress, self.done, self.total = progress, 0, len(plan.items)
+
+    def step(self, text: str) -> None:
+        self.done += 1
+        report(self.progress, self.done, self.total, text)
+
+
+def _survey(plan: Plan, where: torch.device, threads: int, count: _Count, stop: Stop | None) -> Mapping[str, Any]:
+    """Whole-model numbers, from as many readings of all tensors as the method asks for, unless they are known already."""
+    if plan.method.survey is None:
+        return {}
+    survey = plan.method.survey(dict(plan.values), len(plan.names), plan.compute)
+    if survey is None:
+        return {}
+    key = (plan.method.name, survey.key(), plan.compute, where.type)
+    if key not in plan.shared.surveys:
+        merged = [item for item in plan.items if item.merge]
+        count.total += survey.rounds * len(merged)
+        for round_ in range(survey.rounds):
+
+            def look(item: Item, round_: int = round_) -> Any:
+                with torch.no_grad(), _scratch:
+                    base, experts = inputs(plan, item, where)
+                    return survey.look(round_, base, experts, _context(plan, item, {}))
+
+            for item, seen in ordered(look, merged, threads, stop):
+                survey.collect(round_, seen)
+                count.step(f"surveying {item.name}")
+            survey.end_round(round_)
+        plan.shared.surveys[key] = survey.result()
+    return plan.shared.surveys[key]
+
+
+def _kept(plan: Plan, where: torch.device) -> tuple[dict[str, Tensor] | None, Any]:
+    """(the merged task vector if it is known, the key to keep it under): only for models that lie in memory anyway."""
+    size = torch.finfo(plan.compute).bits // 8 * sum(item.numel for item in plan.items if item.merge)
+    resident = all(str(checkpoint.source).startswith("memory:") for checkpoint in (plan.reference, *plan.models))
+    if plan.method.gives != "task_vector" or not resident or size > KEEP_BYTES:
+        return None, None
+    values = tuple((name, tuple(value) if isinstance(value, list) else value)
+                   for name, value in plan.values.items() if name != "lambda")  # fmt: skip
+    key = (
+        plan.method.name,
+        values,
+        plan.seed if plan.method.promises.random else 0,
+        plan.keys,
+        plan.compute,
+        where.type,
+    )
+    found = plan.shared.task_vector
+    return (found[1] if found is not None and found[0] == key else None), key
 
 
 def merge_to_memory(
@@ -84,14 +125,34 @@ def merge_to_memory(
     return out
 
 
-def merge_item(plan: Plan, item: Item, device: torch.device, survey: Mapping[str, Any]) -> Tensor:
-    """One tensor of the result, on the CPU, in its output dtype."""
+def merge_item(
+    plan: Plan,
+    item: Item,
+    device: torch.device,
+    survey: Mapping[str, Any],
+    kept: Mapping[str, Tensor] | None = None,
+    fresh: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """One tensor of the result, on the CPU, in its output dtype.
+
+    ``kept`` holds merged task vectors that need only their coefficient; those made here are put into ``fresh``.
+    """
     if not item.merge:
         return read(plan.reference, item.name).clone()
-    base, experts = inputs(plan, item, device)
-    context = Context(item.name, plan.keys, plan.seed, survey)
-    values = {parameter.keyword: plan.values[parameter.name] for parameter in plan.method.parameters}
-    out = plan.method.kernel(base, experts, context=context, **values)
+    if kept is not None:
+        base = _input(plan, plan.base, None, item, device)
+        out = torch.add(base, kept[item.name], alpha=plan.values.get("lambda", 1.0))
+    else:
+        base, experts = inputs(plan, item, device)
+        values = {parameter.name: plan.values[parameter.name] for parameter in plan.method.parameters}
+        if plan.method.gives == "task_vector":
+            scale = values.pop("lambda", 1.0)
+            tau = plan.method.kernel(base, experts, context=_context(plan, item, survey), **values)
+            if fresh is not None:
+                fresh[item.name] = tau = tau.clone()
+            out = torch.add(base, tau, alpha=scale)
+        else:
+            out = plan.method.kernel(base, experts, context=_context(plan, item, survey), **values)
     if tuple(out.shape) != item.shape:
         raise RuntimeError(f"method {plan.method.name} made {tuple(out.shape)} of {item.shape} for {item.name}")
     if not _all_finite(out):
@@ -100,6 +161,13 @@ def merge_item(plan: Plan, item: Item, device: torch.device, survey: Mapping[str
             "or dtype 'float64'."
         )
     return _cast(out, plan.code(item), item.name).cpu()
+
+
+_scratch = Scratch()
+
+
+def _context(plan: Plan, item: Item, survey: Mapping[str, Any]) -> Context:
+    return Context(item.name, plan.keys, plan.seed, survey, _scratch)
 
 
 def inputs(plan: Plan, item: Item, device: torch.device) -> tuple[Tensor | None, list[Tensor]]:

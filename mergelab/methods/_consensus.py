@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .context import Context
 from .declaration import Parameter
 
 ELECT = Parameter(
@@ -25,38 +26,45 @@ COMBINE = Parameter(
 )
 
 
-def votes(deltas: Sequence[Tensor], weights: Sequence[float], elect: str) -> Tensor:
+def votes(taus: Sequence[Tensor], weights: Sequence[float], elect: str, context: Context) -> Tensor:
     """Σ_t τ_t, or Σ_t w_t τ_t: its sign is the elected one."""
-    total = torch.zeros_like(deltas[0])
-    for delta, weight in zip(deltas, weights, strict=True):
-        total.add_(delta, alpha=weight if elect == "weighted" else 1.0)
+    total = context.zeros_like(taus[0])
+    for tau, weight in zip(taus, weights, strict=True):
+        total.add_(tau, alpha=weight if elect == "weighted" else 1.0)
     return total
 
 
 def agree(
-    deltas: Sequence[Tensor], weights: Sequence[float], *, elect: str, combine: str, majority: float = 1.0
+    taus: Sequence[Tensor],
+    weights: Sequence[float],
+    context: Context,
+    *,
+    elect: str,
+    combine: str,
+    majority: float = 1.0,
 ) -> Tensor:
     """The mean (or sum) of the entries whose sign is the elected one; exact zeros neither vote nor count.
 
     ``majority`` is the sign that entries take where the votes cancel exactly. The mean is Σ w τ / Σ |w| over the entries
     that agree, so that a negative weight keeps its meaning.
     """
-    total = votes(deltas, weights, elect)
-    sign = torch.sign(total)
-    sign[total == 0] = majority
-    merged = torch.zeros_like(total)
-    count = torch.zeros_like(total) if combine == "mean" else None
-    part = torch.empty_like(total)
-    for delta, weight in zip(deltas, weights, strict=True):
+    sign = votes(taus, weights, elect, context).sign_()
+    merged, part = context.empty_like(sign), context.empty_like(sign)
+    # sign(2·sign + majority): the sign where there is one, the majority's where there is none
+    sign.mul_(2.0).add_(majority).sign_()
+    merged.zero_()
+    count = context.zeros_like(sign) if combine == "mean" else None
+    for tau, weight in zip(taus, weights, strict=True):
         if not weight:
             continue
-        # part > 0 exactly where this model's vote has the elected sign
         flip = -1.0 if elect == "weighted" and weight < 0 else 1.0
-        torch.mul(delta, sign, out=part).mul_(flip).clamp_(min=0)
+        # part > 0 exactly where this model's vote has the elected sign
+        torch.mul(tau, sign, out=part).mul_(flip).clamp_(min=0)
         merged.add_(part, alpha=weight * flip)
         if count is not None:
-            count.add_(part > 0, alpha=abs(weight))
+            count.add_(part.sign_(), alpha=abs(weight))
     merged.mul_(sign)
     if count is not None:
-        merged.div_(count.masked_fill_(count == 0, 1.0))
+        # Where nobody agrees both are zero; the smallest normal number keeps 0/0 away.
+        merged.div_(count.clamp_(min=torch.finfo(count.dtype).tiny))
     return merged

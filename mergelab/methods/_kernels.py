@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from .context import Context
 from .declaration import Parameter
 
 LAMBDA_RANGE = (-10.0, 10.0)
@@ -14,9 +16,7 @@ LAMBDA_RANGE = (-10.0, 10.0)
 
 def weight(help_: str = "How much this model counts.") -> Parameter:
     """The per-model coefficient."""
-    return Parameter(
-        "weight", "float", 1.0, (-10.0, 10.0), per_model=True, step=0.05, slider=(0.0, 2.0), help=help_
-    )
+    return Parameter("weight", "float", 1.0, (-10.0, 10.0), per_model=True, step=0.05, slider=(0.0, 2.0), help=help_)
 
 
 def scale(default: float, help_: str) -> Parameter:
@@ -27,24 +27,37 @@ def scale(default: float, help_: str) -> Parameter:
 def weighted_sum(tensors: Iterable[Tensor], weights: Sequence[float], like: Tensor) -> Tensor:
     """Σ w_t x_t, accumulated in place: one output, no stacking."""
     total = torch.zeros_like(like)
-    for tensor, weight_ in zip(tensors, weights, strict=True):
-        total.add_(tensor, alpha=weight_)
+    for tensor, factor in zip(tensors, weights, strict=True):
+        if factor:
+            total.add_(tensor, alpha=factor)
     return total
 
 
-def weighted_delta(base: Tensor, experts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ w_t (θ_t − θ0), accumulated in place with one scratch tensor."""
-    total = torch.zeros_like(base)
-    scratch = torch.empty_like(base)
-    for expert, weight_ in zip(experts, weights, strict=True):
-        if weight_:
-            total.add_(torch.sub(expert, base, out=scratch), alpha=weight_)
+def weighted_delta(base: Tensor, experts: Sequence[Tensor], weights: Sequence[float], context: Context) -> Tensor:
+    """Σ w_t (θ_t − θ0), accumulated in place with one working tensor."""
+    total, part = context.zeros_like(base), context.empty_like(base)
+    for expert, factor in zip(experts, weights, strict=True):
+        if factor:
+            total.add_(torch.sub(expert, base, out=part), alpha=factor)
     return total
 
 
-def apply(base: Tensor, delta: Tensor, lambda_: float) -> Tensor:
-    """θ0 + λ·τ."""
-    return torch.add(base, delta, alpha=lambda_)
+def delta(base: Tensor, expert: Tensor, context: Context) -> Tensor:
+    """τ = θ_t − θ0 in a working tensor."""
+    return torch.sub(expert, base, out=context.empty_like(base))
+
+
+def shrink_(values: Tensor, threshold: float) -> Tensor:
+    """Zero every entry below ``threshold`` in magnitude, in place; entries equal to it are kept.
+
+    ``threshold`` must be a value of the tensor's dtype. One vectorised pass: hardshrink drops |x| ≤ the float just below.
+    """
+    if threshold <= 0:
+        return values
+    if math.isinf(threshold):
+        return values.zero_()
+    below = torch.nextafter(torch.tensor(threshold, dtype=values.dtype), torch.tensor(0.0, dtype=values.dtype))
+    return torch.hardshrink(values, float(below), out=values)
 
 
 def dot(a: Tensor, b: Tensor) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,13 +22,14 @@ def kept_count(density: float, total: int) -> int:
     return min(total, max(1, int(density * total)))
 
 
-def kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest (from 1) of all entries, as a 0-d tensor."""
-    flat = values.reshape(-1)
+def kth_smallest(values: Tensor, *ranks: int) -> tuple[float, ...]:
+    """The k-th smallest (from 1) of all entries for each of ``ranks``; on the CPU ``values`` is left in another order."""
+    flat = values.view(-1)
     if flat.device.type == "cpu":
         array = flat.numpy()
-        return torch.from_numpy(np.partition(array, k - 1)[k - 1 : k])[0]
-    return flat.kthvalue(k).values
+        array.partition(sorted({rank - 1 for rank in ranks}))
+        return tuple(float(array[rank - 1]) for rank in ranks)
+    return tuple(float(flat.kthvalue(rank).values) for rank in ranks)
 
 
 class MagnitudeThresholds:
@@ -53,17 +53,16 @@ class MagnitudeThresholds:
     def _empty(self) -> dict[int, Tensor]:
         return {index: torch.zeros(1 << DIGIT, dtype=torch.int64) for index in self.searched}
 
-    def look(self, round_: int, deltas: Sequence[Tensor]) -> dict[int, Tensor]:
-        """For each model searched, a histogram of the round's digit among the entries that can still be the k-th."""
+    def look(self, round_: int, index: int, delta: Tensor) -> Tensor:
+        """A histogram of the round's digit among the entries of ``delta`` that can still be the k-th; overwrites it."""
         shift = DIGIT * (self.rounds - 1 - round_)
-        out = {}
-        for index in self.searched:
-            bits = deltas[index].reshape(-1).view(self.integer) & ((1 << self.width) - 1)
-            if round_:
-                bits = bits[(bits >> (shift + DIGIT)) == self.prefix[index]]
-            digits = ((bits >> shift) & ((1 << DIGIT) - 1)) if round_ else bits >> shift
-            out[index] = torch.bincount(digits, minlength=1 << DIGIT).cpu()
-        return out
+        bits = delta.view(-1).view(self.integer)
+        bits.bitwise_and_((1 << self.width) - 1).bitwise_right_shift_(shift)
+        if round_ == 0:
+            return torch.bincount(bits, minlength=1 << DIGIT).cpu()
+        # Entries that share the digits found so far fall into 1..65536; all others are gathered in 0 and 65537.
+        bits.sub_((self.prefix[index] << DIGIT) - 1).clamp_(0, (1 << DIGIT) + 1)
+        return torch.bincount(bits, minlength=(1 << DIGIT) + 2)[1:-1].cpu()
 
     def collect(self, found: dict[int, Tensor]) -> None:
         for index, counts in found.items():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from ._kernels import apply, scale, weight
+from ._kernels import delta, scale, shrink_, weight
 from ._select import kth_smallest
 from .context import Context
 from .declaration import Cost, Parameter, Promises, Resolved, method
@@ -15,21 +15,24 @@ from .declaration import Cost, Parameter, Promises, Resolved, method
 def _check(values: Resolved) -> None:
     total = values["drop_low"] + values["drop_high"]
     if total > 1:
-        raise MethodError(f"drop_low and drop_high of 'breadcrumbs' drop {total:g} of the entries together; at most 1 can be.")
+        raise MethodError(
+            f"drop_low and drop_high of 'breadcrumbs' drop {total:g} of the entries together; at most 1 can be."
+        )
 
 
-def band(delta: Tensor, drop_low: float, drop_high: float) -> Tensor:
-    """``delta`` without its ⌊drop_low·n⌋ smallest and ⌊drop_high·n⌋ largest magnitudes, in place; ties are kept."""
-    total = delta.numel()
+def band_(tau: Tensor, drop_low: float, drop_high: float, context: Context) -> Tensor:
+    """Zero the ⌊drop_low·n⌋ smallest and ⌊drop_high·n⌋ largest magnitudes of ``tau``, in place; ties are kept."""
+    total = tau.numel()
     low, high = int(drop_low * total), int(drop_high * total)
     if low + high >= total:
-        return delta.zero_()
-    magnitude = delta.abs()
-    if low:
-        delta.masked_fill_(magnitude < kth_smallest(magnitude, low + 1), 0.0)
+        return tau.zero_()
+    if low + high == 0:
+        return tau
+    magnitude = torch.abs(tau, out=context.empty_like(tau))
+    smallest, largest = kth_smallest(magnitude, low + 1, total - high)
     if high:
-        delta.masked_fill_(magnitude > kth_smallest(magnitude, total - high), 0.0)
-    return delta
+        tau.sub_(torch.hardshrink(tau, largest, out=magnitude))  # takes off what is larger
+    return shrink_(tau, smallest) if low else tau
 
 
 @method(
@@ -58,18 +61,11 @@ def band(delta: Tensor, drop_low: float, drop_high: float) -> Tensor:
     check=_check,
 )  # fmt: skip
 def breadcrumbs(
-    base: Tensor,
-    experts: list[Tensor],
-    *,
-    context: Context,  # noqa: ARG001
-    drop_low: float,
-    drop_high: float,
-    lambda_: float,
-    weight: list[float],
+    base: Tensor, experts: list[Tensor], *, context: Context, drop_low: float, drop_high: float, weight: list[float]
 ) -> Tensor:
-    """θ0 + λ Σ w_t m_t⊙τ_t with the masks made per tensor (Davari & Belilovsky, 2023, section 3)."""
-    total = torch.zeros_like(base)
+    """Σ w_t m_t⊙τ_t with the masks made per tensor (Davari & Belilovsky, 2023, section 3)."""
+    total = context.zeros_like(base)
     for expert, factor in zip(experts, weight, strict=True):
         if factor:
-            total.add_(band(expert - base, drop_low, drop_high), alpha=factor)
-    return apply(base, total, lambda_)
+            total.add_(band_(delta(base, expert, context), drop_low, drop_high, context), alpha=factor)
+    return total

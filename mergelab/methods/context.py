@@ -3,12 +3,49 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Scratch(threading.local):
+    """Working tensors of one thread, used again for the next tensor: fresh memory costs more than the arithmetic on it."""
+
+    _KEEP = 64 * 2**20  # bytes; larger buffers go back at once
+
+    def __init__(self) -> None:
+        self.free: list[Tensor] = []
+        self.used: list[Tensor] = []
+
+    def empty_like(self, like: Tensor) -> Tensor:
+        """An uninitialised contiguous tensor of this shape, dtype and device, valid until `release`."""
+        count = like.numel()
+        for index, buffer in enumerate(self.free):
+            if buffer.numel() >= count and buffer.dtype == like.dtype and buffer.device == like.device:
+                self.used.append(self.free.pop(index))
+                break
+        else:
+            self.used.append(torch.empty(count, dtype=like.dtype, device=like.device))
+        return self.used[-1][:count].view(like.shape)
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """All working tensors may be used again."""
+        kept = 0
+        buffers, self.free, self.used = sorted(self.free + self.used, key=Tensor.numel), [], []
+        for buffer in buffers:
+            kept += buffer.numel() * buffer.element_size()
+            if kept <= self._KEEP:
+                self.free.append(buffer)
 
 
 @dataclass(frozen=True)
@@ -23,6 +60,15 @@ class Context:
     keys: Sequence[str] = ()
     seed: int = 0
     survey: Mapping[str, Any] = field(default_factory=dict)
+    scratch: Scratch | None = None
+
+    def empty_like(self, like: Tensor) -> Tensor:
+        """A working tensor; a kernel may also return one."""
+        return torch.empty_like(like) if self.scratch is None else self.scratch.empty_like(like)
+
+    def zeros_like(self, like: Tensor) -> Tensor:
+        """A working tensor of zeros."""
+        return self.empty_like(like).zero_()
 
     def generator(self, model: int) -> torch.Generator:
         """A CPU generator seeded by SHA-256 of (seed, tensor name, key of model number ``model``)."""
@@ -31,18 +77,21 @@ class Context:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def bernoulli(shape: Sequence[int], probability: float, generator: torch.Generator, device: torch.device) -> Tensor:
-    """A boolean mask, each element true with ``probability`` (to 2^-32), the same on every device and for every dtype.
+def bernoulli_(mask: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Fill ``mask`` with 1 where a draw succeeds (``probability``, to 2^-32) and 0 elsewhere; the same on every device.
 
     Integers of the Mersenne Twister are compared with a threshold: twice as fast as drawing floats, and it does not take
     the path through MKL that ``Tensor.bernoulli_`` takes on some builds only.
     """
-    count = torch.Size(shape).numel()
+    count = mask.numel()
     threshold = round(probability * 2**32) - 2**31
     if threshold >= 2**31:
-        return torch.ones(tuple(shape), dtype=torch.bool, device=device)
+        return mask.fill_(1)
     drawn = torch.empty((count + 1) // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    return (drawn.view(torch.int32)[:count] < threshold).reshape(tuple(shape)).to(device)
+    bits = drawn.view(torch.int32)[:count].view(mask.shape)
+    if mask.device.type == "cpu":
+        return torch.lt(bits, threshold, out=mask)
+    return mask.copy_(bits < threshold)
 
 
 class Survey(Protocol):
@@ -57,8 +106,8 @@ class Survey(Protocol):
     def key(self) -> tuple[Any, ...]:
         """Equal keys over the same models mean equal results, so that moving another slider costs no new survey."""
 
-    def look(self, round_: int, name: str, base: Tensor | None, experts: Sequence[Tensor]) -> Any:
-        """What one tensor contributes in this round (small: counts, sums)."""
+    def look(self, round_: int, base: Tensor | None, experts: Sequence[Tensor], context: Context) -> Any:
+        """What one tensor contributes in this round (small: counts, sums; no working tensors)."""
 
     def collect(self, round_: int, found: Any) -> None:
         """Add one tensor's contribution."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ._consensus import COMBINE, ELECT, agree
-from ._kernels import apply, scale, weight
-from .context import Context, bernoulli
+from ._kernels import delta, scale, weight
+from .context import Context, bernoulli_
 from .declaration import Cost, Parameter, Promises, method
 
 _PAPER = "Language Models are Super Mario: DARE (Yu et al., 2023)"
@@ -23,19 +22,20 @@ _RESCALE = Parameter(
 )  # fmt: skip
 
 
-def drop(delta: Tensor, density: float, generator: torch.Generator, rescale: str) -> Tensor:
-    """``delta`` with each entry kept with probability ``density`` and rescaled, in place (Yu et al., 2023, equation 3)."""
+def drop(base: Tensor, expert: Tensor, density: float, index: int, rescale: str, context: Context) -> Tensor:
+    """τ with each entry kept with probability ``density`` and rescaled (Yu et al., 2023, equation 3)."""
+    tau = delta(base, expert, context)
     if density >= 1:
-        return delta
-    before = float(delta.abs().sum()) if rescale == "l1" else 0.0
-    delta.mul_(bernoulli(delta.shape, density, generator, delta.device))
+        return tau
+    before = float(tau.abs().sum()) if rescale == "l1" else 0.0
+    tau.mul_(bernoulli_(context.empty_like(tau), density, context.generator(index)))
     if rescale == "probability" and density > 0:
-        delta.div_(density)
+        tau.div_(density)
     elif rescale == "l1":
-        after = float(delta.abs().sum())
+        after = float(tau.abs().sum())
         if after > 0:
-            delta.mul_(before / after)
-    return delta
+            tau.mul_(before / after)
+    return tau
 
 
 @method(
@@ -60,22 +60,14 @@ def drop(delta: Tensor, density: float, generator: torch.Generator, rescale: str
     cost=Cost(copies=4, work=5),
 )
 def dare_linear(
-    base: Tensor,
-    experts: list[Tensor],
-    *,
-    context: Context,
-    density: list[float],
-    weight: list[float],
-    lambda_: float,
-    rescale: str,
+    base: Tensor, experts: list[Tensor], *, context: Context, density: list[float], weight: list[float], rescale: str
 ) -> Tensor:
-    """θ0 + λ Σ w_t DARE(τ_t): one task vector at a time."""
-    total = torch.zeros_like(base)
+    """Σ w_t DARE(τ_t)."""
+    total = context.zeros_like(base)
     for index, expert in enumerate(experts):
         if weight[index]:
-            delta = drop(expert - base, density[index], context.generator(index), rescale)
-            total.add_(delta, alpha=weight[index])
-    return apply(base, total, lambda_)
+            total.add_(drop(base, expert, density[index], index, rescale, context), alpha=weight[index])
+    return total
 
 
 @method(
@@ -110,13 +102,10 @@ def dare_ties(
     context: Context,
     density: list[float],
     weight: list[float],
-    lambda_: float,
     rescale: str,
     elect: str,
     combine: str,
 ) -> Tensor:
-    """θ0 + λ·(disjoint mean of DARE(τ_t)); votes that cancel exactly elect plus."""
-    deltas = [
-        drop(expert - base, density[index], context.generator(index), rescale) for index, expert in enumerate(experts)
-    ]
-    return apply(base, agree(deltas, weight, elect=elect, combine=combine), lambda_)
+    """The disjoint mean of DARE(τ_t); votes that cancel exactly elect plus."""
+    taus = [drop(base, expert, density[index], index, rescale, context) for index, expert in enumerate(experts)]
+    return agree(taus, weight, context, elect=elect, combine=combine)

@@ -122,7 +122,8 @@ class Method:
 
     ``kernel(base, experts, *, context, **parameters) -> Tensor`` gets one named tensor of the base (or ``None``) and of
     every model, contiguous, in the computing dtype and not to be written to; per-model parameters arrive as lists in the
-    models' order, ``lambda`` as ``lambda_``. ``survey(parameters, count, dtype)`` gives a
+    models' order. It ``gives`` the merged weights, or the merged task vector τ; then the engine makes θ0 + λ·τ of it
+    (λ = 1 when the method has no ``lambda``) and the kernel does not see ``lambda``. ``survey(parameters, count, dtype)`` gives a
     :class:`~mergelab.methods.context.Survey` when whole-model numbers are needed first, else ``None``. ``check(parameters)`` raises on values that do not go together.
     """
 
@@ -137,6 +138,7 @@ class Method:
     doc: str
     base: Literal["required", "optional", "unused"]
     kernel: Callable[..., Any]
+    gives: Literal["weights", "task_vector"] = "task_vector"
     models_min: int = 1
     models_max: int | None = None
     data: str = "none"
@@ -213,7 +215,9 @@ class Method:
         if isinstance(value, Mapping):
             for name in value:
                 if name not in names:
-                    raise MethodError(f"{about} has a value for {name!r}, which is no model.{suggest(str(name), names)}")
+                    raise MethodError(
+                        f"{about} has a value for {name!r}, which is no model.{suggest(str(name), names)}"
+                    )
             missing = [name for name in names if name not in value]
             if missing:
                 raise MethodError(f"{about} has no value for the model {missing[0]!r}; give one for each model.")
@@ -224,7 +228,9 @@ class Method:
         else:
             checked = parameter.check(value, repr(self.name))
             return [checked] * len(names)
-        return [parameter.check(item, f"{self.name!r} (model {name!r})") for item, name in zip(value, names, strict=True)]
+        return [
+            parameter.check(item, f"{self.name!r} (model {name!r})") for item, name in zip(value, names, strict=True)
+        ]
 
     def _own(self, out: Resolved, model: str, values: Mapping[str, Any], names: Sequence[str]) -> None:
         if model not in names:
@@ -243,7 +249,9 @@ class Method:
         if count == 0:
             raise MethodError(f"Method {self.name!r} got no models; give at least {self.models_min}.")
         if count < self.models_min or (self.models_max is not None and count > self.models_max):
-            wanted = f"exactly {self.models_min}" if self.models_min == self.models_max else f"at least {self.models_min}"
+            wanted = (
+                f"exactly {self.models_min}" if self.models_min == self.models_max else f"at least {self.models_min}"
+            )
             if self.models_max is not None and count > self.models_max > self.models_min:
                 wanted = f"at most {self.models_max}"
             raise MethodError(f"Method {self.name!r} merges {wanted} models, but {count} {_are(count)} given.")

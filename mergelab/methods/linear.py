@@ -30,15 +30,20 @@ def _check(values: Resolved) -> None:
     doc="Averages the weights themselves, so no base is needed. It helps when the models were fine-tuned from one base on the "
     "same or close tasks and lie in one basin of the loss. With many different tasks every model's change is divided by the "
     "number of models, and each task loses most of what its expert learned.",
+    gives="weights",
     base="unused",
     parameters=(
         weight("How much this model counts in the mean."),
-        Parameter("normalize", "bool", True, help="Divide by the sum of the weights, so that only their ratios matter."),
+        Parameter(
+            "normalize", "bool", True, help="Divide by the sum of the weights, so that only their ratios matter."
+        ),
     ),
     promises=Promises(identity={}, zero=None, equal={}),
     check=_check,
 )
-def linear(base: Tensor | None, experts: list[Tensor], *, context: Context, weight: list[float], normalize: bool) -> Tensor:  # noqa: ARG001
+def linear(
+    base: Tensor | None, experts: list[Tensor], *, context: Context, weight: list[float], normalize: bool
+) -> Tensor:  # noqa: ARG001
     """Σ w_t θ_t, divided by Σ w_t when ``normalize`` (Wortsman et al., 2022)."""
     if normalize:
         total = sum(weight)

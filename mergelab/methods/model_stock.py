@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._kernels import dot
+from ._kernels import delta, dot
 from .context import Context
 from .declaration import Cost, Parameter, Promises, method
 
@@ -18,25 +18,25 @@ def ratio(cosine: float, count: int) -> float:
     return min(1.0, max(0.0, count * cosine / below)) if below > 1e-6 else 0.0
 
 
-def mean_cosine(deltas: list[Tensor]) -> float:
+def mean_cosine(taus: list[Tensor], context: Context) -> float:
     """Mean cosine over all pairs, from the length of the sum of unit vectors; a zero vector has cosine 0 with all."""
-    count = len(deltas)
-    lengths = [math.sqrt(dot(delta, delta)) for delta in deltas]
-    units = torch.zeros_like(deltas[0])
-    for delta, length in zip(deltas, lengths, strict=True):
+    count = len(taus)
+    lengths = [math.sqrt(dot(tau, tau)) for tau in taus]
+    units = context.zeros_like(taus[0])
+    for tau, length in zip(taus, lengths, strict=True):
         if length > 0:
-            units.add_(delta, alpha=1.0 / length)
+            units.add_(tau, alpha=1.0 / length)
     present = sum(length > 0 for length in lengths)
     return (dot(units, units) - present) / (count * (count - 1))
 
 
-def _filter_ratios(deltas: list[Tensor]) -> Tensor:
+def _filter_ratios(taus: list[Tensor]) -> Tensor:
     """One ratio per row (output channel), shaped to multiply the tensors."""
-    count, first = len(deltas), deltas[0]
+    count, first = len(taus), taus[0]
     units = torch.zeros_like(first).flatten(1)
     present = torch.zeros(len(units), dtype=units.dtype, device=units.device)
-    for delta in deltas:
-        rows = delta.flatten(1)
+    for tau in taus:
+        rows = tau.flatten(1)
         length = torch.linalg.vector_norm(rows, dim=1)
         units += rows / length.masked_fill(length == 0, 1.0)[:, None]
         present += length > 0
@@ -60,17 +60,19 @@ def _filter_ratios(deltas: list[Tensor]) -> Tensor:
     base="required",
     models_min=2,
     parameters=(
-        Parameter("filter_wise", "bool", False, help="Take one angle per row (output channel) instead of one per tensor."),
+        Parameter(
+            "filter_wise", "bool", False, help="Take one angle per row (output channel) instead of one per tensor."
+        ),
     ),
     promises=Promises(equal={}),
     cost=Cost(copies=3, copies_per_model=1, work=5),
 )
-def model_stock(base: Tensor, experts: list[Tensor], *, context: Context, filter_wise: bool) -> Tensor:  # noqa: ARG001
-    """θ0 + t·mean τ_t with t per tensor, or per row (Jang et al., 2024, section 4)."""
-    deltas = [expert - base for expert in experts]
-    mean = torch.zeros_like(base)
-    for delta in deltas:
-        mean.add_(delta, alpha=1.0 / len(deltas))
+def model_stock(base: Tensor, experts: list[Tensor], *, context: Context, filter_wise: bool) -> Tensor:
+    """t·mean τ_t with t per tensor, or per row (Jang et al., 2024, section 4)."""
+    taus = [delta(base, expert, context) for expert in experts]
+    mean = context.zeros_like(base)
+    for tau in taus:
+        mean.add_(tau, alpha=1.0 / len(taus))
     if filter_wise and base.ndim >= 2:
-        return base + mean.mul_(_filter_ratios(deltas))
-    return torch.add(base, mean, alpha=ratio(mean_cosine(deltas), len(deltas)))
+        return mean.mul_(_filter_ratios(taus))
+    return mean.mul_(ratio(mean_cosine(taus, context), len(taus)))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._kernels import apply, dot
+from ._kernels import delta, dot
 from .context import Context
 from .declaration import Cost, Parameter, Promises, method
 
@@ -41,6 +41,7 @@ def slerp_tensors(a: Tensor, b: Tensor, t: float, threshold: float) -> Tensor:
     doc="Mixes exactly two models, tensor by tensor, so that the norm does not shrink half-way as it does on a straight line. "
     "It helps when two models, or two task vectors, point in clearly different directions. Two fine-tunes of one base are "
     "almost parallel as whole weights, so there it is the plain mean: choose space=task_vectors for a difference.",
+    gives="weights",
     base="optional",
     models_min=2,
     models_max=2,
@@ -56,10 +57,10 @@ def slerp_tensors(a: Tensor, b: Tensor, t: float, threshold: float) -> Tensor:
     needs_base=lambda values: values["space"] == "task_vectors",
 )  # fmt: skip
 def slerp(
-    base: Tensor | None, experts: list[Tensor], *, context: Context, t: float, space: str, threshold: float  # noqa: ARG001
+    base: Tensor | None, experts: list[Tensor], *, context: Context, t: float, space: str, threshold: float
 ) -> Tensor:
     """SLERP of whole weights, or θ0 + SLERP(τ_1, τ_2); the angle is taken per tensor."""
     if space == "weights":
         return slerp_tensors(experts[0], experts[1], t, threshold)
     assert base is not None
-    return apply(base, slerp_tensors(experts[0] - base, experts[1] - base, t, threshold), 1.0)
+    return slerp_tensors(delta(base, experts[0], context), delta(base, experts[1], context), t, threshold).add_(base)

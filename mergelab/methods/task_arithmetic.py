@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._kernels import apply, scale, weight, weighted_delta
+from ._kernels import scale, weight, weighted_delta
 from .context import Context
 from .declaration import Promises, method
 
@@ -23,12 +23,12 @@ from .declaration import Promises, method
     base="required",
     parameters=(
         weight("How much of this model's task vector is added; negative takes it away."),
-        scale(1.0, "Scales the sum of the task vectors. With one expert 1 is that expert; with eight, 0.3 to 0.4 suits."),
+        scale(
+            1.0, "Scales the sum of the task vectors. With one expert 1 is that expert; with eight, 0.3 to 0.4 suits."
+        ),
     ),
     promises=Promises(identity={}, zero={"lambda": 0.0}),
 )
-def task_arithmetic(
-    base: Tensor, experts: list[Tensor], *, context: Context, weight: list[float], lambda_: float  # noqa: ARG001
-) -> Tensor:
-    """θ0 + λ Σ w_t τ_t (Ilharco et al., 2022, section 2)."""
-    return apply(base, weighted_delta(base, experts, weight), lambda_)
+def task_arithmetic(base: Tensor, experts: list[Tensor], *, context: Context, weight: list[float]) -> Tensor:
+    """Σ w_t τ_t (Ilharco et al., 2022, section 2)."""
+    return weighted_delta(base, experts, weight, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,28 +10,32 @@ import torch
 from torch import Tensor
 
 from ._consensus import COMBINE, ELECT, agree, votes
-from ._kernels import apply, scale, weight
+from ._kernels import delta, scale, shrink_, weight
 from ._select import MagnitudeThresholds, kept_count, kth_smallest
 from .context import Context
 from .declaration import Cost, Parameter, Promises, Resolved, method
 
 
-def trim(delta: Tensor, threshold: float | Tensor) -> Tensor:
-    """``delta`` with every entry below ``threshold`` in magnitude set to zero, in place; ties are kept."""
-    return delta.masked_fill_(delta.abs() < threshold, 0.0)
-
-
-def trimmed(base: Tensor, experts: Sequence[Tensor], densities: Sequence[float], thresholds: Sequence[float] | None) -> list[Tensor]:
-    """Task vectors with their largest entries only: by the model's thresholds, or by each tensor's own."""
+def trimmed(
+    base: Tensor,
+    experts: Sequence[Tensor],
+    densities: Sequence[float],
+    thresholds: Sequence[float] | None,
+    context: Context,
+) -> list[Tensor]:
+    """Task vectors with their largest entries only, by ``thresholds`` or else by each tensor's own; ties are kept."""
     out = []
     for index, expert in enumerate(experts):
-        delta = expert - base
+        tau = delta(base, expert, context)
         if thresholds is not None:
-            limit: float | Tensor = thresholds[index]
+            limit = thresholds[index]
+        elif densities[index] >= 1:
+            limit = 0.0
         else:
-            kept = kept_count(densities[index], delta.numel())
-            limit = kth_smallest(delta.abs(), delta.numel() - kept + 1) if kept else float("inf")
-        out.append(trim(delta, limit))
+            kept = kept_count(densities[index], tau.numel())
+            magnitude = torch.abs(tau, out=context.empty_like(tau)) if kept else tau
+            limit = kth_smallest(magnitude, tau.numel() - kept + 1)[0] if kept else math.inf
+        out.append(shrink_(tau, limit))
     return out
 
 
@@ -50,14 +55,18 @@ class TiesSurvey:
         weights = self.values["weight"] if self.values["elect"] == "weighted" and self.count_signs else ()
         return (self.values["trim"], tuple(self.values["density"]), self.count_signs, tuple(weights))
 
-    def look(self, round_: int, name: str, base: Tensor | None, experts: Sequence[Tensor]) -> Any:  # noqa: ARG002
+    def look(self, round_: int, base: Tensor | None, experts: Sequence[Tensor], context: Context) -> Any:
         assert base is not None
         if round_ < self.select.rounds:
-            return self.select.look(round_, [expert - base for expert in experts])
+            part = context.empty_like(base)
+            return {
+                index: self.select.look(round_, index, torch.sub(experts[index], base, out=part))
+                for index in self.select.searched
+            }
         thresholds = self.select.thresholds if self.by_model else None
-        deltas = trimmed(base, experts, self.values["density"], thresholds)
-        total = votes(deltas, self.values["weight"], self.values["elect"])
-        return int((total > 0).sum()) - int((total < 0).sum())
+        taus = trimmed(base, experts, self.values["density"], thresholds, context)
+        total = votes(taus, self.values["weight"], self.values["elect"], context)
+        return int(total.sign_().sum(dtype=torch.float64))
 
     def collect(self, round_: int, found: Any) -> None:
         if round_ < self.select.rounds:
@@ -114,15 +123,14 @@ def ties(
     *,
     context: Context,
     density: list[float],
-    lambda_: float,
     weight: list[float],
     trim: str,
     elect: str,
     combine: str,
     zero_sum: str,
 ) -> Tensor:
-    """θ0 + λ·(disjoint mean of the trimmed task vectors) (Yadav et al., 2023, algorithm 1)."""
+    """The disjoint mean of the trimmed task vectors (Yadav et al., 2023, algorithm 1)."""
     thresholds = context.survey["thresholds"] if trim == "model" else None
     majority = context.survey["majority"] if zero_sum == "majority" else 1.0
-    deltas = trimmed(base, experts, density, thresholds)
-    return apply(base, agree(deltas, weight, elect=elect, combine=combine, majority=majority), lambda_)
+    taus = trimmed(base, experts, density, thresholds, context)
+    return agree(taus, weight, context, elect=elect, combine=combine, majority=majority)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._kernels import apply, scale, weight, weighted_delta
+from ._kernels import delta, scale, weight, weighted_delta
 from ._spectral import polar, top_directions
 from .context import Context
 from .declaration import Cost, Parameter, Promises, method
@@ -23,17 +23,16 @@ def is_matrix(name: str, tensor: Tensor, embeddings: str) -> bool:
     return not any(part in name for part in skipped)
 
 
-def merge_matrices(deltas: list[Tensor], weights: list[float]) -> Tensor:
-    """U⊥·diag(S)·V⊥ᵀ from the leading ⌊r/T⌋ (at least one) singular triples of each task's matrix [m, n], rank at most r."""
-    rank = max(1, min(deltas[0].shape) // len(deltas))
-    triples = [top_directions(delta, rank) for delta in deltas if delta.any()]
-    if not triples:
-        return torch.zeros_like(deltas[0])
-    factors = [factor for factor, delta in zip(weights, deltas, strict=True) if delta.any()]
+def merge_matrices(taus: list[Tensor], weights: list[float]) -> Tensor:
+    """U⊥·diag(S)·V⊥ᵀ from the leading ⌊r/T⌋ (at least one) singular triples of each task's matrix [m, n], r = min(m, n)."""
+    rank = max(1, min(taus[0].shape) // len(taus))
+    triples = [top_directions(tau, rank) for tau in taus]
+    s = torch.cat([s * weight for (_, s, _), weight in zip(triples, weights, strict=True)])
+    if not len(s):
+        return torch.zeros_like(taus[0])
     u = torch.cat([u for u, _, _ in triples], dim=1)
-    s = torch.cat([s * factor for (_, s, _), factor in zip(triples, factors, strict=True)])
     v = torch.cat([v for _, _, v in triples], dim=1)
-    return ((polar(u) * s) @ polar(v).T).to(deltas[0].dtype)
+    return ((polar(u) * s) @ polar(v).T).to(taus[0].dtype)
 
 
 @method(
@@ -59,12 +58,10 @@ def merge_matrices(deltas: list[Tensor], weights: list[float]) -> Tensor:
     promises=Promises(identity={}, zero={"lambda": 0.0}),
     cost=Cost(copies=4, copies_per_model=3, work=4, spectral=True),
 )  # fmt: skip
-def tsv_m(
-    base: Tensor, experts: list[Tensor], *, context: Context, lambda_: float, weight: list[float], embeddings: str
-) -> Tensor:
-    """θ0 + λ·U⊥ΣV⊥ᵀ for matrices, θ0 + λ·mean(w_t τ_t) for the rest (Gargiulo et al., 2024, section 4)."""
+def tsv_m(base: Tensor, experts: list[Tensor], *, context: Context, weight: list[float], embeddings: str) -> Tensor:
+    """U⊥ΣV⊥ᵀ for matrices, mean(w_t τ_t) for the rest (Gargiulo et al., 2024, section 4)."""
     count = len(experts)
     if count == 1 or not is_matrix(context.name, base, embeddings):
-        return apply(base, weighted_delta(base, experts, [factor / count for factor in weight]), lambda_)
-    deltas = [(expert - base).flatten(1) for expert in experts]
-    return apply(base, merge_matrices(deltas, weight).reshape(base.shape), lambda_)
+        return weighted_delta(base, experts, [factor / count for factor in weight], context)
+    taus = [delta(base, expert, context).flatten(1) for expert in experts]
+    return merge_matrices(taus, weight).reshape(base.shape)
