@@ -30,7 +30,11 @@ class Client:
     """One endpoint as ``HF_ENDPOINT`` names it now, with the token given (``False``: none, whatever the environment has)."""
 
     def __init__(self, token: bool | str = False) -> None:
+        # Else it asks the Hub, unasked, for a list to describe this machine by.
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         from huggingface_hub import constants
+
+        constants.HF_HUB_DISABLE_TELEMETRY = True
 
         self.endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self.token = token
