@@ -106,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("source", metavar="SOURCE", help="the checkpoint: a folder, zoo:… or hub:…")
     inspect.add_argument("--json", action="store_true", help="print it as JSON")
 
+    search = verb("search", _search, "Find checkpoints on the Hugging Face Hub (the only verb that asks it unbidden).")
+    search.add_argument("query", nargs="?", metavar="WORDS", help="words in the repository's name")
+    search.add_argument("--base", metavar="org/name", help="only models tuned from this one")
+    search.add_argument("--limit", type=_positive, default=20, metavar="N", help="at most N (default: 20)")
+    search.add_argument("--json", action="store_true", help="print the list as JSON")
+
     zoo = verb("zoo", _zoo_list, "List the zoos, or build one (see `zoo build --help`).")
     zoos = zoo.add_subparsers(title="what to do", metavar="ACTION")
     zoos.add_parser("list", help="list the zoos that MergeLab knows").set_defaults(run=_zoo_list)
@@ -320,6 +326,27 @@ def _inspect(arguments: Any) -> int:
         for info in infos:
             print(f"{info.dtype:<5} {'x'.join(map(str, info.shape)) or 'scalar':<16} {info.name}  [{info.origin}]")
         print(f"{checkpoint.source}: {len(infos)} tensors, {checkpoint.nbytes / 1e6:.1f} MB")
+    return 0
+
+
+def _search(arguments: Any) -> int:
+    from .checkpoints import hub
+
+    if not (arguments.query or arguments.base):
+        raise MergeLabError("Say what to look for: some words, or --base org/name.")
+    found = hub.search(base=arguments.base, query=arguments.query, limit=arguments.limit)
+    if arguments.json:
+        kept = ("repo", "revision", "source", "base", "relation", "license", "dtype", "parameters", "bytes",
+                "downloads", "likes", "gated", "updated")  # fmt: skip
+        print(json.dumps([{key: getattr(model, key) for key in kept} for model in found], indent=2))
+        return 0
+    for model in found:
+        size = f"{model.parameters / 1e6:,.1f} M" if model.parameters else "?"
+        gated = "  gated" if model.gated else ""
+        print(f"{model.source}\n    {size} parameters, {model.dtype or '?'}, licence {model.license or '?'}, "
+              f"{model.downloads} downloads, {model.relation or 'model'} of {model.base or '?'}{gated}")  # fmt: skip
+    if not found:
+        print("Nothing with safetensors weights was found.")
     return 0
 
 
