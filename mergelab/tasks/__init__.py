@@ -3,6 +3,8 @@
 from .evaluate import SHOTS, Average, Evaluation, Score, evaluate
 from .head import Head, class_mean_head, heads_for, load_head, zero_shot_head
 from .metrics import accuracy, bootstrap_interval
+from .picture import clean
+from .predict import probabilities
 from .suite import Suite, Task, load_suite, subset, subset_indices
 
 __all__ = [
@@ -16,10 +18,12 @@ __all__ = [
     "accuracy",
     "bootstrap_interval",
     "class_mean_head",
+    "clean",
     "evaluate",
     "heads_for",
     "load_head",
     "load_suite",
+    "probabilities",
     "subset",
     "subset_indices",
     "zero_shot_head",
