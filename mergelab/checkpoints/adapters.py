@@ -1,8 +1,8 @@
 """PEFT adapters read with their base as one full checkpoint, tensor by tensor.
 
-What an adapter does to each tensor is in ``deltas.py``; here is the checkpoint that applies it when a tensor is asked for.
-Changed tensors are float32 whatever the base stores, so that a delta smaller than half precision resolves is not lost
-before it is merged. Tensors that the adapter does not touch stay as the base stores them.
+What an adapter does to each tensor is in ``deltas.py``; here is the checkpoint that applies it when a tensor is asked
+for. Changed tensors are float32 whatever the base stores, so that a delta smaller than half precision resolves is not
+lost before it is merged. Tensors that the adapter does not touch stay as the base stores them.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 class AdapterCheckpoint(Checkpoint):
     """A base with a LoRA or (IA)³ adapter, seen as the full model that they make together.
 
-    ``base`` is the checkpoint below, ``settings`` the adapter's config, ``changed`` the names that differ from the base.
-    A tensor that the base ties to another is untied when the adapter changes one of the two: only that one was trained.
+    ``base`` is the checkpoint below, ``settings`` the adapter's config, ``changed`` the names it changes.
+    A tensor that the base ties to another is untied when the adapter changes one of the two: only that was trained.
     """
 
     def __init__(

@@ -26,8 +26,8 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
     it: a checkpoint in memory hands out its own tensors.
 
     Attributes: ``name`` (to show), ``source`` (canonical string, a Hub revision pinned to its commit), ``infos``,
-    ``aliases``, ``config`` (parsed config.json or open_clip_config.json, or ``None``), ``folder`` (where it lies on this
-    machine, or ``None``), ``metadata`` (strings from the file headers).
+    ``aliases``, ``config`` (parsed config.json or open_clip_config.json, or ``None``), ``folder`` (where it lies on
+    this machine, or ``None``), ``metadata`` (strings from the file headers).
     """
 
     name: str

@@ -3,7 +3,8 @@
 Layout of a file: 8 bytes little-endian header length, the header (a JSON object: tensor name -> dtype, shape,
 data_offsets; optionally ``__metadata__`` with strings), then the tensors' bytes without a gap.
 Reference: https://huggingface.co/docs/safetensors/index#format. Everything the reference loader rejects is rejected
-here with a sentence, and so is what it lets through: a key that comes twice, unknown fields, names that cannot be shown.
+here with a sentence, and so is what it lets through: a key that comes twice, unknown fields, names that cannot be
+shown.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def header_length(start: bytes, size: int, where: str) -> int:
     if size == 0:
         raise CheckpointError(f"{where} is empty (0 bytes): download it again.")
     length = int.from_bytes(start[:8], "little")
-    if size < 9 or length > MAX_HEADER or not start[8:9] == b"{":
+    if size < 9 or length > MAX_HEADER or start[8:9] != b"{":
         other = what_it_is(start)
         if other:
             raise CheckpointError(f"{where} is {other}")
@@ -116,7 +117,7 @@ def parse_header(raw: bytes, size: int | None, where: str) -> Header:
 
 
 def load_json_object(raw: bytes, where: str) -> dict[str, Any]:
-    """Strict JSON for anything that comes with a checkpoint: UTF-8, an object, no key twice, no NaN, no deep nesting."""
+    """Strict JSON for what comes with a checkpoint: UTF-8, an object, no key twice, no NaN, no deep nesting."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(items)

@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint
 from .dtypes import BITS
 from .header import TensorInfo
 from .hub_repo import RemoteModel, look
+from .reader import aliases_of
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,8 @@ _SOURCE = re.compile(
 class HubModel:
     """A model on the Hub. ``revision`` is a commit; ``base`` and ``relation`` are what its author declares.
 
-    ``parameters`` and ``bytes`` count weights; ``None`` is what the Hub does not say. ``infos`` and ``files`` are filled
-    by :func:`inspect` only.
+    ``parameters`` and ``bytes`` count weights; ``None`` is what the Hub does not say. ``infos`` and ``files`` are
+    filled by :func:`inspect` only.
     """
 
     repo: str
@@ -108,10 +109,10 @@ def download(
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Path:
-    """Download a model's weights and small files into Hugging Face's cache; the folder that holds them.
+    """Download a model's weights and small files into Hugging Face's cache; returns the folder that holds them.
 
-    Only safetensors and text are fetched, never pickles or code. ``progress`` counts bytes. What is in the cache already
-    is not asked for again; a download that was stopped goes on where it was.
+    Only safetensors and text are fetched, never pickles or code. ``progress`` counts bytes. What is in the cache
+    already is not asked for again; a download that was stopped goes on where it was.
     """
     remote = look(repo, revision, subfolder=subfolder, token=token)
     return remote.fetch(progress=progress, stop=stop)
@@ -163,7 +164,7 @@ class HubCheckpoint(Checkpoint):
             remote.name,
             remote.source,
             remote.infos,
-            aliases=remote.aliases,
+            aliases=aliases_of(remote.metadata, remote.infos),
             config=remote.config,
             metadata=remote.metadata,
         )
@@ -233,15 +234,15 @@ def _base(base: Any, settings: Mapping[str, Any], repo: str, token: bool | str) 
 
 
 def _inspected(remote: RemoteModel) -> HubModel:
-    model = _model(remote.listing) or HubModel(remote.repo, remote.sha)
+    model = _model(remote.listing) or HubModel(remote.place.repo, remote.place.sha)
     infos = remote.infos.values()
     sizes: dict[str, int] = {}
     for info in infos:
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
     return replace(
         model,
-        repo=remote.repo,
-        revision=remote.sha,
+        repo=remote.place.repo,
+        revision=remote.place.sha,
         dtype=max(sizes, key=lambda code: sizes[code]) if sizes else None,
         parameters=sum(info.nbytes * 8 // BITS[info.dtype] for info in infos),
         bytes=sum(sizes.values()),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..errors import CheckpointError, HubError
+from ..errors import HubError
 
 #: Seconds to wait for an answer to begin.
 TIMEOUT = 10.0
@@ -27,7 +27,7 @@ _REVISION = re.compile(r"^[\w][\w.+/-]*$", re.ASCII)
 
 
 class Client:
-    """One endpoint as ``HF_ENDPOINT`` names it now, with the token given (``False``: none, whatever the environment has)."""
+    """One endpoint, as ``HF_ENDPOINT`` names it now. ``token=False``: none is sent, whatever the environment holds."""
 
     def __init__(self, token: bool | str = False) -> None:
         # Else it asks the Hub, unasked, for a list to describe this machine by.
@@ -72,7 +72,7 @@ class Client:
             return raw[skip : skip + end - begin], _total(response.headers, partial)
 
     @contextmanager
-    def _stream(
+    def _stream(  # noqa: PLR0917
         self,
         url: str,
         params: Mapping[str, Any],
@@ -201,52 +201,57 @@ def is_sha(revision: str) -> bool:
 def in_words(repo: str, revision: str | None, endpoint: str, file: str = "") -> Iterator[None]:
     """Turn what huggingface_hub and the network raise into one HubError that says what to do."""
     import httpx2
-    from huggingface_hub import errors as hf
 
-    what = f"{repo}@{revision}" if revision else repo
     try:
         yield
-    except (HubError, CheckpointError):
-        raise
-    except hf.GatedRepoError as error:
-        raise HubError(
-            f"{repo} is gated: accept its terms at {endpoint}/{repo}, then pass your token (token=True after `hf auth login`)."
-        ) from error
-    except hf.RepositoryNotFoundError as error:
-        raise HubError(
-            f"There is no repository {repo} at {endpoint}, or it is private: check the name, or pass your token."
-        ) from error
-    except hf.RevisionNotFoundError as error:
-        raise HubError(f"{repo} has no revision {revision}: name a branch, tag or commit that it has.") from error
-    except hf.LocalEntryNotFoundError as error:
-        if is_offline():
-            raise HubError(
-                f"{what} is not wholly in the local cache and offline mode is on: unset HF_HUB_OFFLINE to download it."
-            ) from error
-        raise HubError(
-            f"{endpoint} does not answer and {what} is not wholly in the local cache: check the network."
-        ) from error
-    except hf.EntryNotFoundError as error:
-        raise HubError(
-            f"{what} has no file {file or 'of that name'}: it may be incomplete; try another revision."
-        ) from error
-    except hf.OfflineModeIsEnabled as error:
-        raise HubError(
-            f"{what or 'The Hub'} is out of reach because offline mode is on: unset HF_HUB_OFFLINE."
-        ) from error
-    except hf.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "?")
-        hint = "pass a token that may read it" if status in (401, 403) else "try again later"
-        raise HubError(f"The Hub at {endpoint} refused {what or 'the search'} (HTTP {status}): {hint}.") from error
-    except httpx2.TimeoutException as error:
-        raise HubError(
-            f"The Hub at {endpoint} does not answer within {TIMEOUT:.0f} s: check the network or try later."
-        ) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise HubError(
-            f"The Hub at {endpoint} cannot be reached ({type(error).__name__}): check the network, or use local checkpoints."
-        ) from error
-    except hf.HFValidationError as error:
-        raise HubError(f"{what!a} is not a repository name: write org/name.") from error
-    except OSError as error:
-        raise HubError(f"{what} could not be downloaded: {str(error).splitlines()[0][:160]}") from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        what = f"{repo}@{revision}" if revision else repo or "the search"
+        message = _network_words(error, endpoint) or _hub_words(error, repo, revision, endpoint, file)
+        raise HubError(message or f"{what} could not be read from {endpoint}: {_first_line(error)}.") from error
+
+
+def _network_words(error: Exception, endpoint: str) -> str | None:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, httpx2.TimeoutException):
+        return f"The Hub at {endpoint} does not answer within {TIMEOUT:.0f} s: check the network or try later."
+    if isinstance(error, (httpx2.HTTPError, httpx2.InvalidURL)) and not isinstance(error, HfHubHTTPError):
+        kind = type(error).__name__
+        return (
+            f"The Hub at {endpoint} cannot be reached ({kind}): check the network, or use checkpoints on this machine."
+        )
+    return None
+
+
+def _hub_words(error: Exception, repo: str, revision: str | None, endpoint: str, file: str) -> str | None:
+    from huggingface_hub import errors as hf
+
+    what = f"{repo}@{revision}" if revision else repo or "the search"
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    unlock = "pass a token that may read it" if status in (401, 403) else "try again later"
+    out = (
+        "offline mode is on: unset HF_HUB_OFFLINE" if is_offline() else f"{endpoint} does not answer: check the network"
+    )
+    # The first that fits; narrower kinds stand before those they belong to.
+    words: list[tuple[type[Exception], str]] = [
+        (
+            hf.GatedRepoError,
+            f"{repo} is gated: accept its terms at {endpoint}/{repo}, then pass your token (token=True after a login).",
+        ),
+        (
+            hf.RepositoryNotFoundError,
+            f"There is no repository {repo} at {endpoint}, or it is private: check the name, or pass your token.",
+        ),
+        (hf.RevisionNotFoundError, f"{repo} has no revision {revision}: name a branch, tag or commit that it has."),
+        (hf.LocalEntryNotFoundError, f"{what} is not wholly in the local cache, and {out}."),
+        (hf.EntryNotFoundError, f"{what} has no file {file or 'of that name'}: try another revision."),
+        (hf.OfflineModeIsEnabled, f"{what} is out of reach because offline mode is on: unset HF_HUB_OFFLINE."),
+        (hf.HfHubHTTPError, f"The Hub at {endpoint} refused {what} (HTTP {status}): {unlock}."),
+        (hf.HFValidationError, f"{what!a} is not a repository name: write org/name."),
+    ]
+    return next((text for kind, text in words if isinstance(error, kind)), None)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")

@@ -8,13 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..errors import CheckpointError, HubError
 from ..progress import Progress, Stop, report
 from . import hub_client as hc
+from .adapters import CONFIG, WEIGHTS, check_settings
 from .header import Header, TensorInfo, header_length, load_json_object, parse_header
 from .index import check_shards, parse_index, read_small
-from .reader import MAX_CONFIG, FileCheckpoint, aliases_of, layout, read_config
+from .reader import MAX_CONFIG, FileCheckpoint, config_names, layout
 
 #: An index lists at most this many files in one of our requests' loops.
 _MAX_SHARDS = 2000
@@ -43,29 +45,81 @@ _MAX_BESIDE = 64_000_000
 
 
 @dataclass(frozen=True)
-class RemoteModel:
-    """What is known of a model before its weights are here. ``adapter``: the settings, where it is a PEFT adapter."""
+class Place:
+    """A folder of one commit of a repository, with the sizes of the files in it (``None``: not said)."""
 
     client: hc.Client
     repo: str
     sha: str
-    revision: str
     subfolder: str
-    listing: Mapping[str, Any]
     sizes: Mapping[str, int | None]
+
+    @property
+    def words(self) -> str:
+        return f"{self.repo}/{self.subfolder}" if self.subfolder else self.repo
+
+    def path(self, file: str) -> str:
+        return f"{self.subfolder}/{file}" if self.subfolder else file
+
+    def download(self, file: str, bar: type | None = None) -> Path:
+        return self.client.download(self.repo, self.sha, self.path(file), bar=bar)
+
+    def small(self, file: str, cap: int) -> bytes:
+        """A text file's bytes, refused above ``cap`` before it is fetched where the size is known."""
+        if (self.sizes[file] or 0) > cap:
+            raise CheckpointError(f"{file} is larger than {cap:,} bytes, too large for what it should hold.")
+        return read_small(self.download(file), cap)
+
+    def header(self, file: str) -> Header:
+        """A safetensors header by two range requests (its length, then exactly it): no weight travels."""
+        start, total = self._part(file, 0, 9)
+        listed = self.sizes[file]
+        size = total if total is not None else listed
+        if size is None:
+            raise CheckpointError(f"the server does not say how large {file} is.")
+        if listed is not None and listed != size:
+            raise CheckpointError(f"{file} has {size:,} bytes, the repository lists {listed:,}: try again later.")
+        try:
+            length = header_length(start, size, file)
+        except CheckpointError:
+            # Not safetensors: look at a little more to say what it is instead.
+            header_length(self._part(file, 0, min(512, size))[0] if size else b"", size, file)
+            raise
+        raw, _ = self._part(file, 8, 8 + length)
+        if len(raw) != length:
+            raise CheckpointError(
+                f"the server sent {len(raw):,} of the {length:,} bytes of {file}'s header: try again."
+            )
+        return parse_header(raw, size, file)
+
+    def _part(self, file: str, begin: int, end: int) -> tuple[bytes, int | None]:
+        return self.client.part(self.repo, self.sha, self.path(file), begin, end)
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """What is known of a model before its weights are here. ``adapter``: the settings, where it is a PEFT adapter."""
+
+    place: Place
+    revision: str
+    listing: Mapping[str, Any]
     index: str | None
-    weights: tuple[str, ...]
     headers: Mapping[str, Header]
     config: dict[str, Any] | None
     adapter: dict[str, Any] | None
 
     @property
+    def weights(self) -> tuple[str, ...]:
+        return tuple(self.headers)
+
+    @property
     def source(self) -> str:
-        return f"hub:{self.repo}@{self.sha}" + (f"/{self.subfolder}" if self.subfolder else "")
+        sub = f"/{self.place.subfolder}" if self.place.subfolder else ""
+        return f"hub:{self.place.repo}@{self.place.sha}{sub}"
 
     @property
     def name(self) -> str:
-        return (self.subfolder or self.repo).rpartition("/")[2]
+        return self.place.words.rpartition("/")[2]
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
@@ -75,26 +129,19 @@ class RemoteModel:
     def metadata(self) -> dict[str, str]:
         return {key: value for header in self.headers.values() for key, value in header.metadata.items()}
 
-    @property
-    def aliases(self) -> dict[str, str]:
-        return aliases_of(self.metadata, self.infos)
-
-    def path(self, file: str) -> str:
-        return f"{self.subfolder}/{file}" if self.subfolder else file
-
     def fetch(self, progress: Progress | None = None, stop: Stop | None = None) -> Path:
         """Download what belongs to the model, weights last; the folder in the cache."""
-        beside = [file for file in _BESIDE if file in self.sizes and (self.sizes[file] or 0) <= _MAX_BESIDE]
+        sizes = self.place.sizes
+        beside = [file for file in _BESIDE if file in sizes and (sizes[file] or 0) <= _MAX_BESIDE]
         files = [*beside, *([self.index] if self.index else []), *self.weights]
-        total = sum(self.sizes.get(file) or 0 for file in files)
-        _check_space(total, self.repo)
+        total = sum(sizes.get(file) or 0 for file in files)
+        _check_space(total, self.place.repo)
         path, done = Path(), 0
         for file in files:
-            bar = _bar(progress, stop, done, total, file)
-            path = self.client.download(self.repo, self.sha, self.path(file), bar=bar)
-            done += self.sizes.get(file) or 0
+            path = self.place.download(file, _bar(progress, stop, done, total, file))
+            done += sizes.get(file) or 0
             report(progress, done, total, f"downloading {file}")
-        hc.remember(self.repo, self.revision, self.sha)
+        hc.remember(self.place.repo, self.revision, self.place.sha)
         return path.parent
 
     def open(self, progress: Progress | None = None, stop: Stop | None = None) -> FileCheckpoint:
@@ -105,11 +152,13 @@ class RemoteModel:
             name=self.name,
             source=self.source,
             index=folder / self.index if self.index else None,
-            config=read_config(folder, self.weights[0], strict=False),
+            config=self.config,
             folder=folder,
         )
         if dict(local.infos) != self.infos:
-            raise HubError(f"{self.repo} sent other weights than its headers said: do not use this server's copy.")
+            raise HubError(
+                f"{self.place.repo} sent other weights than its headers said: do not use this server's copy."
+            )
         return local
 
 
@@ -118,47 +167,26 @@ def look(repo: str, revision: str | None, *, subfolder: str = "", token: bool | 
     hc.check_repo(repo)
     wanted = hc.check_revision(revision or "main")
     client = hc.Client(token)
-    listing = client.json(f"/api/models/{repo}/revision/{_quoted(wanted)}", {"blobs": "true"}, repo, wanted)
+    listing = client.json(f"/api/models/{repo}/revision/{quote(wanted, safe='')}", {"blobs": "true"}, repo, wanted)
     sha = listing.get("sha") if isinstance(listing, dict) else None
     if not isinstance(sha, str) or not hc.is_sha(sha) or (hc.is_sha(wanted) and sha != wanted):
         raise HubError(f"{client.endpoint} does not answer as a Hub does (no commit for {repo}): check HF_ENDPOINT.")
-    sizes = _files(listing, subfolder)
+    place = Place(client, repo, sha, subfolder, _files(listing, subfolder))
     try:
-        return _read_headers(client, repo, sha, wanted, subfolder, listing, sizes)
+        return _read_headers(place, wanted, listing)
     except CheckpointError as error:
         raise HubError(f"{repo}: {error}") from error
 
 
-def _read_headers(
-    client: hc.Client,
-    repo: str,
-    sha: str,
-    revision: str,
-    subfolder: str,
-    listing: Mapping[str, Any],
-    sizes: Mapping[str, int | None],
-) -> RemoteModel:
-    def small(file: str, cap: int) -> bytes:
-        if (sizes[file] or 0) > cap:
-            raise CheckpointError(f"{file} is larger than {cap:,} bytes, too large for what it should hold.")
-        place = f"{subfolder}/{file}" if subfolder else file
-        return read_small(client.download(repo, sha, place), cap)
-
-    where = f"{repo}/{subfolder}" if subfolder else repo
-    adapter = None
-    index: str | None = None
-    if "adapter_config.json" in sizes and "adapter_model.safetensors" in sizes:
-        from .adapters import check_settings
-
-        adapter = check_settings(
-            load_json_object(small("adapter_config.json", MAX_CONFIG), "adapter_config.json"), where
-        )
-        weights: tuple[str, ...] = ("adapter_model.safetensors",)
-        weight_map = None
+def _read_headers(place: Place, revision: str, listing: Mapping[str, Any]) -> RemoteModel:
+    sizes, adapter, index, weight_map = place.sizes, None, None, None
+    if CONFIG in sizes and WEIGHTS in sizes:
+        adapter = check_settings(load_json_object(place.small(CONFIG, MAX_CONFIG), CONFIG), place.words)
+        weights = [WEIGHTS]
     else:
-        index, file = layout(sizes, where)
-        weight_map = parse_index(small(index, _MAX_INDEX), index) if index else None
-        weights = tuple(sorted(set(weight_map.values()))) if weight_map else (file,)
+        index, file = layout(sizes, place.words)
+        weight_map = parse_index(place.small(index, _MAX_INDEX), index) if index else None
+        weights = sorted(set(weight_map.values())) if weight_map else [file]
     missing = [file for file in weights if file not in sizes]
     if missing:
         raise CheckpointError(
@@ -167,37 +195,12 @@ def _read_headers(
     if len(weights) > _MAX_SHARDS:
         raise CheckpointError(f"{index} names {len(weights):,} files, more than any real model has.")
     with ThreadPoolExecutor(min(8, len(weights))) as pool:
-        places = [f"{subfolder}/{file}" if subfolder else file for file in weights]
-        found = pool.map(lambda file, place: _header(client, repo, sha, file, place, sizes[file]), weights, places)
-        headers = dict(zip(weights, found, strict=True))
+        headers = dict(zip(weights, pool.map(place.header, weights), strict=True))
     if weight_map and index:
         check_shards(weight_map, headers, index)
-    config = None
-    names = ["config.json", "open_clip_config.json"]
-    for name in reversed(names) if weights[0].startswith("open_clip") else names:
-        if name in sizes and config is None:
-            config = load_json_object(small(name, MAX_CONFIG), name)
-    return RemoteModel(client, repo, sha, revision, subfolder, listing, sizes, index, weights, headers, config, adapter)
-
-
-def _header(client: hc.Client, repo: str, sha: str, file: str, place: str, listed: int | None) -> Header:
-    """A safetensors header by two range requests (its length, then exactly it): no weight travels."""
-    start, total = client.part(repo, sha, place, 0, 9)
-    size = total if total is not None else listed
-    if size is None:
-        raise CheckpointError(f"the server does not say how large {file} is.")
-    if listed is not None and listed != size:
-        raise CheckpointError(f"{file} has {size:,} bytes, the repository lists {listed:,}: try again later.")
-    try:
-        length = header_length(start, size, file)
-    except CheckpointError:
-        # Not safetensors: look at a little more to say what it is instead.
-        header_length(client.part(repo, sha, place, 0, min(512, size))[0], size, file)
-        raise
-    raw, _ = client.part(repo, sha, place, 8, 8 + length)
-    if len(raw) != length:
-        raise CheckpointError(f"the server sent {len(raw):,} of the {length:,} bytes of {file}'s header: try again.")
-    return parse_header(raw, size, file)
+    names = config_names(weights[0])
+    config = next((load_json_object(place.small(name, MAX_CONFIG), name) for name in names if name in sizes), None)
+    return RemoteModel(place, revision, listing, index, headers, config, adapter)
 
 
 def _files(listing: Mapping[str, Any], subfolder: str) -> dict[str, int | None]:
@@ -211,12 +214,6 @@ def _files(listing: Mapping[str, Any], subfolder: str) -> dict[str, int | None]:
             size = item.get("size")
             out[name[len(prefix) :]] = size if type(size) is int and size >= 0 else None
     return out
-
-
-def _quoted(revision: str) -> str:
-    from urllib.parse import quote
-
-    return quote(revision, safe="")
 
 
 def _check_space(need: int, repo: str) -> None:

@@ -27,8 +27,8 @@ def parse_index(raw: bytes, where: str) -> dict[str, str]:
             )
         if not is_bare_name(file):
             raise CheckpointError(
-                f"{where} sends tensor {shown(name)} to {shown(file)}, which is not the plain name of a .safetensors file "
-                "beside the index. Nothing outside the folder is opened; do not trust this checkpoint."
+                f"{where} sends tensor {shown(name)} to {shown(file)}, which is not the plain name of a .safetensors "
+                "file beside the index. Nothing outside the folder is opened; do not trust this checkpoint."
             )
     return weights
 

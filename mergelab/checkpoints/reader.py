@@ -202,10 +202,7 @@ def layout(names: Collection[str], where: str) -> tuple[str | None, str]:
 
 def read_config(folder: Path, weights: str, *, strict: bool = True) -> dict[str, Any] | None:
     """The configuration that belongs to a weight file: open_clip_config.json beside OpenCLIP's, else config.json."""
-    names = ["config.json", "open_clip_config.json"]
-    if weights.startswith("open_clip"):
-        names.reverse()
-    for name in names:
+    for name in config_names(weights):
         if (folder / name).exists():
             try:
                 return load_json_object(read_small(folder / name, MAX_CONFIG), name)
@@ -213,6 +210,12 @@ def read_config(folder: Path, weights: str, *, strict: bool = True) -> dict[str,
                 if strict:
                     raise
     return None
+
+
+def config_names(weights: str) -> list[str]:
+    """Where the configuration of a weight file of this name is, the likelier place first."""
+    names = ["config.json", "open_clip_config.json"]
+    return names[::-1] if weights.startswith("open_clip") else names
 
 
 def _shards(folder: Path, index: Path) -> dict[str, Path]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-def what_it_is(start: bytes) -> str | None:
-    """What a file with these first bytes is, as the end of the sentence "FILE is ...", with what to do; else ``None``."""
+def what_it_is(start: bytes) -> str | None:  # noqa: PLR0911
+    """What a file with these first bytes is, as the end of "FILE is ...", with what to do; else ``None``."""
     text = start.lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer, not the weights themselves: run `git lfs pull` in its folder, or download the file."

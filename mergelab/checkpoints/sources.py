@@ -38,14 +38,14 @@ def load(
     """Open a checkpoint without reading its weights.
 
     ``source``: ``zoo:starter/base``, ``zoo:starter/mnist``, a local file or folder (safetensors, single or sharded,
-    Hugging Face or OpenCLIP layout, or a PEFT adapter), ``hub:org/name[@revision][/subfolder]``, a mapping of tensors, or
-    a checkpoint (returned as it is). An adapter and its base are read as one full checkpoint.
+    Hugging Face or OpenCLIP layout, or a PEFT adapter), ``hub:org/name[@revision][/subfolder]``, a mapping of tensors,
+    or a checkpoint (returned as it is). An adapter and its base are read as one full checkpoint.
 
     ``base`` is for adapters: the model that the adapter was trained on. It may be left out inside a zoo and where the
     adapter's config names a local folder or a source. ``allow_pickle`` opens ``.bin``/``.pt`` files with
     ``torch.load(weights_only=True)``. ``token`` goes to ``huggingface_hub``; the default sends none.
 
-    The network is used for ``hub:`` sources only. Raises CheckpointError or HubError saying what is wrong and what to do.
+    The network is used for ``hub:`` sources only. Raises CheckpointError or HubError that say what to do.
     """
     checkpoint = _load(source, base, name, allow_pickle, token)
     return checkpoint if name is None or checkpoint.name == name else checkpoint.renamed(name)
@@ -75,7 +75,7 @@ def _load(source: Any, base: Any, name: str | None, allow_pickle: bool, token: b
     return load_local(path, source=str(path), name=_display(path), base=base, allow_pickle=allow_pickle, token=token)
 
 
-def load_local(
+def load_local(  # noqa: PLR0911
     path: Path, *, source: str, name: str, base: Any = None, allow_pickle: bool = False, token: bool | str = False
 ) -> Checkpoint:
     """Open a file or folder that exists."""
@@ -181,7 +181,7 @@ def _nowhere(text: str) -> str:
     if prefix:
         return f"{shown(text)} is not a source: {prefix[1]}: is unknown.{suggest(prefix[1], ['zoo', 'hub'])} {_FORMS}"
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text):
-        return f"There is no file or folder {shown(text)} here. To read it from the Hugging Face Hub write 'hub:{text}'. {_FORMS}"
+        return f"There is no file or folder {shown(text)} here. To read it from the Hub write 'hub:{text}'. {_FORMS}"
     parts = [f"zoo:{zoo}/{text}" for zoo in zoo_folders()]
     for candidate in parts:
         try:

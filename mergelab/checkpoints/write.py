@@ -1,9 +1,9 @@
 """Writing a checkpoint folder whole or not at all.
 
-Everything goes into a sibling ``<out>.partial-<pid>-<random>``: shards tensor by tensor (their headers are known from
-the plan, so one tensor is in memory), config and other files, the index last. Then every file and the folder is flushed
-to disk, the folder is renamed to its final name, and what lies there is read back and checked. A reader refuses folders
-with a partial name, so a write that was killed leaves nothing that loads; the next write beside it sweeps it away.
+Everything goes into a sibling ``<out>.partial-<pid>-<random>``: shards tensor by tensor, config and other files, the
+index last. Then every file and the folder is flushed to disk, the folder is renamed to its final name, and what lies
+there is read back and checked. A reader refuses folders with a partial name, so a write that was killed leaves nothing
+that loads; the next write beside it sweeps it away.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from ..progress import Progress, Stop, report
-from .checkpoint import raw_bytes
-from .dtypes import BITS, dtype_code, nbytes_of
+from ..progress import Progress, Stop
+from .dtypes import BITS, nbytes_of
 from .header import read_header, shown
+from .index import check_shards, read_index
+from .reader import find_weights
+from .shards import Plan, ShardWriter, split, write_file
 
 if TYPE_CHECKING:
     import torch
 
-#: name -> (dtype code, shape)
-Plan = "Mapping[str, tuple[str, tuple[int, ...]]]"
-_PARTIAL = re.compile(r"^(?P<out>.+)\.(partial|old)-(?P<pid>\d+)-[0-9a-f]+$")
-#: Partials that this process is writing now.
+_UNFINISHED = re.compile(r"^(?P<out>.+)\.(?P<kind>partial|old)-(?P<pid>\d+)-[0-9a-f]+$")
+_RESERVED = re.compile(
+    r"(^(open_clip_)?config\.json$|\.safetensors$|\.safetensors\.index\.json$|^adapter_config\.json$)"
+)
+#: What this process is writing now.
 _LIVE: set[Path] = set()
-_RESERVED = re.compile(r"(^config\.json$|\.safetensors$|\.safetensors\.index\.json$|^adapter_config\.json$)")
 
 
 def write(
     folder: str | Path,
     tensors: Iterable[tuple[str, torch.Tensor]],
-    plan: Mapping[str, tuple[str, tuple[int, ...]]],
+    plan: Plan,
     *,
     config: Mapping[str, Any] | None,
     files: Mapping[str, bytes | str] | None = None,
@@ -52,10 +54,11 @@ def write(
 ) -> Path:
     """Write tensors as a Hugging Face folder at ``folder`` and return it, atomically.
 
-    ``plan`` says each tensor's dtype code and shape beforehand and in which order they are laid out; ``tensors`` may come
-    in any order and must be exactly the planned ones. One shard is ``model.safetensors``; more are
-    ``model-00001-of-0000N.safetensors`` with ``model.safetensors.index.json``. ``files`` are further files by bare name.
-    ``metadata`` goes into each header beside ``format: pt``; a pair ``tied name: stored name`` records a tied tensor.
+    ``plan`` says each tensor's dtype code and shape beforehand, in the order in which they are laid out; ``tensors``
+    may come in any order and must be exactly the planned ones. One shard is ``model.safetensors``; more are
+    ``model-00001-of-0000N.safetensors`` with ``model.safetensors.index.json``. ``files`` are further files by bare
+    name. ``metadata`` goes into each header beside ``format: pt``; a pair ``tied name: stored name`` records a tied
+    tensor.
 
     A folder that exists and is not empty is refused unless ``overwrite``; then it is replaced as a whole, and put back
     if that fails. Raises CheckpointError (disk full, a tensor that is not as planned, a NaN or infinity, which names
@@ -64,18 +67,20 @@ def write(
     out = Path(folder).expanduser().resolve()
     files = dict(files or {})
     _check_request(out, plan, files, overwrite)
-    shards = split(plan, max_shard_bytes)
     need = sum(nbytes_of(*entry) for entry in plan.values()) + sum(len(value) for value in files.values())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sweep(out.parent)
-    _check_space(out.parent, need)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     _LIVE.add(partial)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out.parent)
+        _check_space(out.parent, need)
         partial.mkdir()
-        headers = _headers(shards, plan, {"format": "pt", **(metadata or {})})
-        _write_tensors(partial, tensors, plan, shards, headers, allow_nonfinite, progress, stop)
-        _write_small_files(partial, config, files, shards, plan)
+        writer = ShardWriter(
+            partial, plan, split(plan, max_shard_bytes), {"format": "pt", **(metadata or {})}, allow_nonfinite
+        )
+        writer.write(tensors, progress, stop)
+        _write_small_files(partial, config, files)
+        writer.write_index()
         _sync_folder(partial)
         if stop is not None:
             stop.check()
@@ -92,22 +97,6 @@ def write(
     return out
 
 
-def split(plan: Mapping[str, tuple[str, tuple[int, ...]]], max_shard_bytes: float) -> dict[str, list[str]]:
-    """File name -> names of its tensors, filled in the plan's order, none above ``max_shard_bytes`` but single tensors."""
-    groups: list[list[str]] = [[]]
-    size = 0
-    for name, entry in plan.items():
-        nbytes = nbytes_of(*entry)
-        if groups[-1] and size + nbytes > max_shard_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += nbytes
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
-
-
 def sweep(folder: str | Path) -> list[Path]:
     """Remove what killed writes left in ``folder`` (partials whose process is gone); returns what was removed.
 
@@ -116,11 +105,11 @@ def sweep(folder: str | Path) -> list[Path]:
     removed: list[Path] = []
     root = Path(folder)
     for path in sorted(root.iterdir()) if root.is_dir() else []:
-        found = _PARTIAL.match(path.name)
+        found = _UNFINISHED.match(path.name)
         if not found or path.is_symlink() or not path.is_dir() or _alive(path, int(found["pid"])):
             continue
         original = path.with_name(found["out"])
-        if ".old-" in path.name[len(found["out"]) :] and not original.exists():
+        if found["kind"] == "old" and not original.exists():
             path.rename(original)
             continue
         shutil.rmtree(path, ignore_errors=True)
@@ -128,10 +117,18 @@ def sweep(folder: str | Path) -> list[Path]:
     return removed
 
 
-def _check_request(out: Path, plan: Mapping[str, Any], files: Mapping[str, Any], overwrite: bool) -> None:
+def verify(folder: Path) -> None:
+    """Read back every header of a folder: whole files, and an index that agrees with them. Raises CheckpointError."""
+    index, files = find_weights(folder)
+    headers = {name: read_header(path) for name, path in files.items()}
+    if index is not None:
+        check_shards(read_index(index), headers, index.name)
+
+
+def _check_request(out: Path, plan: Plan, files: Mapping[str, Any], overwrite: bool) -> None:
     if not plan:
         raise CheckpointError("There is no tensor to write.")
-    if _PARTIAL.match(out.name):
+    if _UNFINISHED.match(out.name):
         raise CheckpointError(f"{out.name} is a name that MergeLab keeps for unfinished writes: choose another.")
     for name, (code, shape) in plan.items():
         if not name or not name.isprintable() or name == "__metadata__":
@@ -150,7 +147,7 @@ def _check_request(out: Path, plan: Mapping[str, Any], files: Mapping[str, Any],
             raise CheckpointError(f"{out.name} exists and is not a folder: choose another place to write.")
         if any(out.iterdir()) and not overwrite:
             raise CheckpointError(
-                f"The folder {out.name} exists and is not empty: choose another, or allow overwriting it."
+                f"The folder {out.name} exists and is not empty: choose another, or allow overwriting."
             )
 
 
@@ -163,135 +160,13 @@ def _check_space(parent: Path, need: int) -> None:
         )
 
 
-def _headers(
-    shards: Mapping[str, list[str]], plan: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> dict[str, tuple[bytes, dict[str, int]]]:
-    """Per file: its first bytes (length and header, padded to 8) and where in the file each tensor begins."""
-    out = {}
-    for file, names in shards.items():
-        entries: dict[str, Any] = {"__metadata__": dict(metadata)}
-        position = 0
-        for name in names:
-            code, shape = plan[name]
-            end = position + nbytes_of(code, tuple(shape))
-            entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [position, end]}
-            position = end
-        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        start = 8 + len(text)
-        raw = len(text).to_bytes(8, "little") + text
-        out[file] = (raw, {name: start + entries[name]["data_offsets"][0] for name in names})
-    return out
-
-
-def _write_tensors(
-    partial: Path,
-    tensors: Iterable[tuple[str, torch.Tensor]],
-    plan: Mapping[str, tuple[str, tuple[int, ...]]],
-    shards: Mapping[str, list[str]],
-    headers: Mapping[str, tuple[bytes, dict[str, int]]],
-    allow_nonfinite: bool,
-    progress: Progress | None,
-    stop: Stop | None,
-) -> None:
-    file_of = {name: file for file, names in shards.items() for name in names}
-    left = {file: len(names) for file, names in shards.items()}
-    written: set[str] = set()
-    handles: dict[str, int] = {}
-    try:
-        for name, tensor in tensors:
-            if stop is not None:
-                stop.check()
-            _check_tensor(name, tensor, plan, written, allow_nonfinite)
-            file = file_of[name]
-            if file not in handles:
-                handles[file] = os.open(
-                    partial / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644
-                )
-                _write_at(handles[file], memoryview(headers[file][0]), 0)
-            _write_at(handles[file], raw_bytes(tensor.cpu()), headers[file][1][name])
-            written.add(name)
-            left[file] -= 1
-            if not left[file]:
-                handle = handles.pop(file)
-                try:
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
-            report(progress, len(written), len(plan), f"writing {name}")
-    finally:
-        for handle in handles.values():
-            os.close(handle)
-    missing = [name for name in plan if name not in written]
-    if missing:
-        raise CheckpointError(
-            f"{len(missing)} planned tensors were never made, such as {shown(missing[0])}. Nothing was written."
-        )
-
-
-def _check_tensor(
-    name: str, tensor: torch.Tensor, plan: Mapping[str, Any], written: set[str], allow_nonfinite: bool
-) -> None:
-    if name not in plan or name in written:
-        why = "comes twice" if name in written else "is not in the plan"
-        raise CheckpointError(f"Tensor {shown(name)} {why}. Nothing was written.")
-    code, shape = plan[name]
-    if dtype_code(tensor.dtype) != code or tuple(tensor.shape) != tuple(shape):
-        raise CheckpointError(
-            f"Tensor {shown(name)} is {dtype_code(tensor.dtype)} {list(tensor.shape)}, planned was {code} {list(shape)}. "
-            "Nothing was written."
-        )
-    if not allow_nonfinite and (tensor.is_floating_point() or tensor.is_complex()):
-        bad = (
-            tensor.numel() - int(tensor.float().isfinite().sum()) if tensor.element_size() == 1 else _nonfinite(tensor)
-        )
-        if bad:
-            raise CheckpointError(
-                f"Tensor {shown(name)} has {bad:,} values that are NaN or infinite as {code}; nothing was written. "
-                "Check the models, or write in float32."
-            )
-
-
-def _nonfinite(tensor: torch.Tensor) -> int:
-    return tensor.numel() - int(tensor.isfinite().sum())
-
-
-def _write_at(handle: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        if hasattr(os, "pwrite"):
-            done += os.pwrite(handle, data[done : done + (1 << 30)], offset + done)
-        else:
-            os.lseek(handle, offset + done, os.SEEK_SET)
-            done += os.write(handle, data[done : done + (1 << 30)])
-
-
-def _write_small_files(
-    partial: Path,
-    config: Mapping[str, Any] | None,
-    files: Mapping[str, bytes | str],
-    shards: Mapping[str, list[str]],
-    plan: Mapping[str, tuple[str, tuple[int, ...]]],
-) -> None:
-    """Config and further files, and the index last: without it a set of shards does not load."""
+def _write_small_files(partial: Path, config: Mapping[str, Any] | None, files: Mapping[str, bytes | str]) -> None:
     if config is not None:
         # OpenCLIP's configuration goes under OpenCLIP's name, as it is read.
         name = "open_clip_config.json" if "model_cfg" in config else "config.json"
-        _write_file(partial / name, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_file(partial / name, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     for name, content in files.items():
-        _write_file(partial / name, content)
-    if len(shards) > 1:
-        total = sum(nbytes_of(*entry) for entry in plan.values())
-        weight_map = {name: file for file, names in shards.items() for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_file(partial / "model.safetensors.index.json", json.dumps(index, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_file(path: Path, content: bytes | str) -> None:
-    with path.open("xb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+        write_file(partial / name, content)
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
@@ -299,6 +174,7 @@ def _move_into_place(partial: Path, out: Path) -> None:
     old: Path | None = None
     if out.exists():
         old = out.with_name(f"{out.name}.old-{os.getpid()}-{secrets.token_hex(4)}")
+        _LIVE.add(old)
         os.replace(out, old)
     try:
         os.replace(partial, out)
@@ -309,19 +185,10 @@ def _move_into_place(partial: Path, out: Path) -> None:
         if old is not None:
             os.replace(old, out)
         raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def verify(folder: Path) -> None:
-    """Read back every header of a written folder: whole files, and an index that agrees with them."""
-    from .index import check_shards, read_index
-    from .reader import find_weights
-
-    index, files = find_weights(folder)
-    headers = {name: read_header(path) for name, path in files.items()}
-    if index is not None:
-        check_shards(read_index(index), headers, index.name)
+    finally:
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+            _LIVE.discard(old)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -338,7 +205,8 @@ def _sync_folder(folder: Path) -> None:
 def _disk_error(error: OSError, out: Path, need: int) -> CheckpointError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return CheckpointError(
-            f"The disk is full: {out.name} needs {need:,} bytes. Nothing was left behind; free some space or choose another disk."
+            f"The disk is full: {out.name} needs {need:,} bytes. Nothing was left behind; free some space or choose "
+            "another disk."
         )
     return CheckpointError(f"{out.name} cannot be written: {error.strerror or error}. Nothing was left behind.")
 
