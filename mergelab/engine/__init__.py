@@ -1,9 +1,22 @@
-"""The engine: runs a method over checkpoints, tensor by tensor."""
+"""The engine: runs a method over checkpoints, tensor by tensor; says beforehand what it will cost."""
 
 from __future__ import annotations
 
 from .device import pick_device
+from .folder import merge_to_folder
 from .plan import Plan, plan, plan_recipe
+from .preflight import Finding, Report, preflight
 from .stream import merge_to_memory, stream
 
-__all__ = ["Plan", "merge_to_memory", "pick_device", "plan", "plan_recipe", "stream"]
+__all__ = [
+    "Finding",
+    "Plan",
+    "Report",
+    "merge_to_folder",
+    "merge_to_memory",
+    "pick_device",
+    "plan",
+    "plan_recipe",
+    "preflight",
+    "stream",
+]

@@ -37,6 +37,9 @@ def stream(
     where = pick_device(device, merging=True)
     check_dtype(where, plan.compute)
     threads = threads or default_threads()
+    for checkpoint in {id(model): model for model in (plan.reference, *plan.models)}.values():
+        if hasattr(checkpoint, "fetch"):  # on the Hub: download before the workers start
+            checkpoint.fetch(progress=progress, stop=stop)
     count = _Count(plan, progress)
     survey = _survey(plan, where, threads, count, stop)
     kept, key = _kept(plan, where)
