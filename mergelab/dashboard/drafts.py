@@ -1,0 +1,136 @@
+"""What the form on the Merge tab holds, as plain values, and its way to a recipe and back.
+
+A *draft* is ``{"method", "parameters": {name: value}, "models": {name: {"on": bool, "parameters": {…}}}, "split":
+[parameters set for each model], "seed"}``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import RecipeError
+from ..recipe import ModelEntry, Recipe
+
+Draft = dict[str, Any]
+
+
+def fresh(method: Mapping[str, Any], selection: Mapping[str, Any], old: Draft | None = None) -> Draft:
+    """The draft of a method as it is first shown: tuned values where the zoo has them, else the declared defaults.
+
+    Which experts take part and their weights are carried over from ``old`` as far as the method allows.
+    """
+    tuned = selection.get("tuned", {}).get(method["name"], {})
+    parameters = {p["name"]: tuned.get(p["name"], p["default"]) for p in method["parameters"] if p["name"] != "weight"}
+    models: dict[str, Any] = {}
+    most = method["models"]["max"]
+    carried = (old or {}).get("models", {})
+    for name in selection["experts"]:
+        before = carried.get(name, {"on": True, "parameters": {}})
+        on = before["on"] and (most is None or sum(m["on"] for m in models.values()) < most)
+        keep = {"weight": before["parameters"]["weight"]} if "weight" in before["parameters"] else {}
+        models[name] = {"on": on, "parameters": keep if _takes_weight(method) else {}}
+    return {"method": method["name"], "parameters": parameters, "models": models, "split": [], "seed": 0}
+
+
+def _takes_weight(method: Mapping[str, Any]) -> bool:
+    return any(p["name"] == "weight" and p["per_model"] for p in method["parameters"])
+
+
+def to_recipe(draft: Draft, method: Mapping[str, Any], selection: Mapping[str, Any]) -> Recipe:
+    """The recipe that the draft stands for. Raises :class:`~mergelab.errors.RecipeError` when no expert is chosen."""
+    declared = {p["name"]: p for p in method["parameters"]}
+    entries = []
+    for name, model in draft["models"].items():
+        if not model["on"]:
+            continue
+        own = {k: v for k, v in model["parameters"].items() if k in declared and _differs(v, k, draft, declared)}
+        source = selection["experts"][name]
+        entries.append(ModelEntry(source, None if source.endswith(f"/{name}") else name, own))
+    if not entries:
+        raise RecipeError("No expert is chosen: tick at least one under “Experts”.")
+    parameters = {k: v for k, v in draft["parameters"].items() if k in declared and k not in draft["split"]}
+    return Recipe(
+        merge_method=draft["method"],
+        models=tuple(entries),
+        base_model=None if method["base"] == "unused" else selection["base"],
+        parameters=parameters,
+        seed=int(draft.get("seed") or 0),
+        suite=selection.get("zoo") or None,
+    )
+
+
+def _differs(value: Any, name: str, draft: Draft, declared: Mapping[str, Any]) -> bool:
+    if name == "weight":
+        return value != declared[name]["default"]
+    return name in draft["split"]
+
+
+def from_recipe(recipe: Recipe, method: Mapping[str, Any], selection: Mapping[str, Any]) -> Draft | None:
+    """The draft that shows ``recipe`` over ``selection``; None when the recipe merges other models."""
+    by_source = {source: name for name, source in selection["experts"].items()}
+    if any(entry.model not in by_source for entry in recipe.models):
+        return None
+    if recipe.base_model not in (None, selection["base"]):
+        return None
+    draft = fresh(method, selection)
+    draft["seed"] = recipe.seed
+    per_model = {p["name"] for p in method["parameters"] if p["per_model"]}
+    for name in draft["models"]:
+        draft["models"][name] = {"on": False, "parameters": {}}
+    for p in method["parameters"]:
+        if p["name"] != "weight":
+            draft["parameters"][p["name"]] = p["default"]
+    shared_weight = None
+    for key, value in recipe.parameters.items():
+        if key.rstrip("_") == "weight":
+            shared_weight = value
+        else:
+            draft["parameters"][key.rstrip("_") if key.endswith("_") else key] = value
+    for entry in recipe.models:
+        own = dict(entry.parameters)
+        if shared_weight is not None:
+            own.setdefault("weight", shared_weight)
+        draft["models"][by_source[entry.model]] = {"on": True, "parameters": own}
+        draft["split"] = sorted({*draft["split"], *((set(own) & per_model) - {"weight"})})
+    return draft
+
+
+def selection_of(recipe: Recipe) -> dict[str, Any]:
+    """The selection that a recipe over other models names."""
+    experts = dict(zip(recipe.names, (entry.model for entry in recipe.models), strict=True))
+    return {
+        "title": recipe.title or "Models of the recipe",
+        "zoo": None,
+        "base": recipe.base_model or next(iter(experts.values())),
+        "experts": experts,
+        "suite": recipe.suite,
+        "tuned": {},
+    }
+
+
+def is_tuned(draft: Draft, method: Mapping[str, Any], selection: Mapping[str, Any]) -> bool:
+    """Whether every value is the one that the zoo's builder chose on validation data, for all experts."""
+    tuned = selection.get("tuned", {}).get(draft["method"])
+    if not tuned or draft["split"]:
+        return False
+    wanted = fresh(method, selection)
+    same = all(draft["parameters"].get(k) == v for k, v in wanted["parameters"].items())
+    weights = all(m["on"] and m["parameters"].get("weight", 1.0) == 1.0 for m in draft["models"].values())
+    return same and weights and len(draft["models"]) == len(selection["experts"])
+
+
+def copied(draft: Draft) -> Draft:
+    """A deep copy, for changing."""
+    return copy.deepcopy(draft)
+
+
+def validate(recipe: Recipe) -> None:
+    """Check the method, its parameters and the number of models, without opening a checkpoint; raises MethodError."""
+    from ..methods import get
+
+    method = get(recipe.merge_method)
+    own = {name: dict(entry.parameters) for name, entry in zip(recipe.names, recipe.models, strict=True)}
+    values = method.resolve(recipe.parameters, list(recipe.names), {k: v for k, v in own.items() if v})
+    method.check_models(len(recipe.models), recipe.base_model is not None, values)

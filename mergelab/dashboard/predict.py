@@ -1,0 +1,144 @@
+"""The Predict tab: one picture, three models, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from ..errors import Cancelled, MergeLabError
+from . import views
+from .errors import sentence
+from .jobs import Done, Step
+from .page import CHEAP, COMPUTE, PRIVATE, Page, busy, session_of
+from .work import predict
+
+_SIDE = 280  # pixels of the drawing surface
+
+
+def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
+    prediction = first["prediction"]
+    with gr.Row(equal_height=False, elem_id="predict-row"):
+        with gr.Column(scale=5, min_width=300):
+            task = gr.Dropdown(
+                first["tasks"], value=first["picture"]["task"], label="Task: whose head reads the picture",
+                elem_id="predict-task", filterable=False,
+            )  # fmt: skip
+            with gr.Tabs(elem_id="picture-from"):
+                with gr.Tab("Pick a sample", elem_id="from-sample"):
+                    gallery = gr.Gallery(
+                        label="Test pictures of this task", columns=4, height=250, allow_preview=False, elem_id="samples",
+                        object_fit="contain", show_label=False, interactive=False, buttons=[],
+                    )  # fmt: skip
+                with gr.Tab("Upload", elem_id="from-upload"):
+                    upload = gr.File(label="A picture: PNG, JPEG, WebP, GIF or BMP", elem_id="upload", height=150)
+                with gr.Tab("Draw", elem_id="from-drawing"):
+                    ink = gr.Radio(
+                        ["white on black", "black on white"], value="white on black", label="Ink", elem_id="ink"
+                    )
+                    pad = gr.Sketchpad(
+                        label="Draw", canvas_size=(_SIDE, _SIDE), height=_SIDE + 110, type="numpy", image_mode="RGBA",
+                        brush=gr.Brush(default_size=18, colors=["#808080"], color_mode="fixed"), layers=False,
+                        elem_id="sketchpad", show_label=False, transforms=(), buttons=[],
+                    )  # fmt: skip
+                    read = gr.Button("Read the drawing", variant="primary", elem_id="read-drawing")
+        with gr.Column(scale=8, min_width=320):
+            said = gr.HTML("", elem_id="predict-status")
+            with gr.Row(equal_height=False):
+                card = gr.HTML(views.picture_card(prediction), elem_id="predict-picture")
+                text = gr.Markdown(views.prediction_sentence(prediction), elem_id="predict-sentence")
+            plot = gr.Plot(
+                views.prediction_plot(prediction, height=330), label="Class probabilities", show_label=False,
+                elem_id="predict-plot", container=False,
+            )  # fmt: skip
+            table = gr.HTML(views.prediction_table(prediction), elem_id="predict-table")
+
+    def samples(task: str, selection: dict[str, Any]) -> Any:
+        try:
+            bench = page.lab.open(selection)
+            if bench.suite is None:
+                return [], views.note("These models have no suite, so there are no pictures to pick from.", "error")
+            return [(image, label) for _, image, label in bench.samples(task)], ""
+        except Exception as error:
+            return [], views.note(sentence(error), "error")
+
+    def change_task(task: str, picture: dict[str, Any]) -> dict[str, Any]:
+        return {**picture, "task": task} if picture.get("pixels") is not None else {"task": task, "place": 0}
+
+    def pick(task: str, event: gr.SelectData) -> dict[str, Any]:
+        return {"task": task, "place": int(event.index)}
+
+    def own(task: str, path: str | None) -> Any:
+        """An uploaded file as the picture, or a sentence that says why it is none."""
+        if not path:
+            return gr.skip(), ""
+        try:
+            return {"task": task, "pixels": page.lab.picture(path)[0].tolist()}, ""
+        except Exception as error:
+            return gr.skip(), views.status(sentence(error), "error")
+
+    def drawn(task: str, drawing: Any, ink: str) -> Any:
+        try:
+            return {"task": task, "pixels": page.lab.picture(flatten(drawing, ink))[0].tolist()}, ""
+        except Exception as error:
+            return gr.skip(), views.status(sentence(error), "error")
+
+    def answer(picture: dict[str, Any], draft: Any, selection: dict[str, Any], request: gr.Request) -> Iterator[Any]:
+        """Predict the picture with the base, the right expert and what is merged now."""
+        try:
+            recipe = page.recipe(draft, selection)
+
+            def work(progress: Any, stop: Any) -> Any:
+                return predict(page.lab, selection, recipe, picture, progress, stop)
+
+            for item in page.jobs.run(session_of(request), work):
+                if isinstance(item, Step):
+                    yield busy(item), gr.skip()
+                elif isinstance(item, Done):
+                    yield "", item.value
+        except Cancelled:
+            yield views.status("Stopped."), gr.skip()
+        except Exception as error:
+            yield views.status(sentence(error), "error"), gr.skip()
+
+    def show(prediction: Mapping[str, Any] | None) -> list[Any]:
+        said, card = views.prediction_sentence(prediction), views.picture_card(prediction)
+        return [
+            card, said, views.prediction_plot(prediction, height=330), views.prediction_table(prediction),
+            card, said, views.prediction_plot(prediction, height=270),
+        ]  # fmt: skip
+
+    def same_task(picture: dict[str, Any]) -> Any:
+        return picture["task"], picture["task"]
+
+    gr.on([task.change, page.selection.change], samples, [task, page.selection], [gallery, said], **CHEAP, **PRIVATE)
+    page.first_visit.append((samples, [task, page.selection], [gallery, said]))
+    task.input(change_task, [task, page.picture], page.picture, **CHEAP, **PRIVATE)
+    gallery.select(pick, task, page.picture, **CHEAP, **PRIVATE)
+    upload.upload(own, [task, upload], [page.picture, said], **CHEAP, **PRIVATE)
+    read.click(drawn, [task, pad, ink], [page.picture, said], **CHEAP, **PRIVATE)
+    page.picture.change(
+        answer, [page.picture, page.draft, page.selection], [said, page.prediction], show_progress="hidden",
+        trigger_mode="always_last", **COMPUTE, **PRIVATE,
+    )  # fmt: skip
+    page.picture.change(same_task, page.picture, [task, merge["task"]], **CHEAP, **PRIVATE)
+    page.prediction.change(
+        show,
+        page.prediction,
+        [card, text, plot, table, merge["card"], merge["said"], merge["live"]],
+        **CHEAP,
+        **PRIVATE,
+    )
+
+
+def flatten(drawing: Any, ink: str) -> np.ndarray:
+    """The drawing as uint8 ``[H, W, 3]``: strokes in one colour on a plain ground; an error for an empty one."""
+    layers = [np.asarray(layer) for layer in (drawing or {}).get("layers", []) if layer is not None]
+    strokes = [layer[..., 3] for layer in layers if layer.ndim == 3 and layer.shape[-1] == 4]
+    mask = np.max(strokes, axis=0) if strokes else None
+    if mask is None or not mask.any():
+        raise MergeLabError("The drawing is empty: draw something first.")
+    grey = mask if ink == "white on black" else 255 - mask
+    return np.repeat(grey[..., None], 3, axis=-1).astype(np.uint8)
