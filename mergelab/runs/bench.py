@@ -20,14 +20,13 @@ import psutil
 
 from ..analysis import Geometry, geometry
 from ..checkpoints import Checkpoint, load
-from ..engine import Plan, merge_to_memory, pick_device, plan_recipe
+from ..engine import Plan, merge_to_folder, merge_to_memory, pick_device, plan_recipe
 from ..engine.plan import experts as recipe_experts
 from ..errors import TaskError
 from ..models import Model, build
 from ..progress import Progress, Stop, report
 from ..recipe import Recipe
-from ..tasks import Evaluation, Head, Suite, Task, evaluate, heads_for, load_suite
-from ..tasks.predict import probabilities
+from ..tasks import Evaluation, Head, Suite, Task, evaluate, heads_for, load_suite, probabilities
 from ..zoo import Zoo, open_zoo
 from .cache import ByteCache
 from .references import references
@@ -212,8 +211,6 @@ class Bench:
 
         The folder's random name keeps one visitor's result from another; ``folder`` says where it is made.
         """
-        from ..engine import merge_to_folder
-
         parent = Path(tempfile.mkdtemp(prefix="merge-", dir=folder))
         name = f"mergelab-{recipe.merge_method}-{recipe.hash[:8]}"
         try:
