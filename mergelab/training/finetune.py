@@ -8,7 +8,7 @@ to features, and labelled images. The order of the images, the adapter's start a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -21,8 +21,9 @@ from ..errors import MergeLabError
 from ..progress import Progress, Stop, report
 
 TUNES = ("full", "lora", "ia3")
-#: ``features(module, images)``: uint8 images ``[N, H, W]`` or ``[N, H, W, 3]`` to float32 ``[N, width]``, with gradients.
+#: ``features(module, images)``: uint8 ``[N, H, W]`` or ``[N, H, W, 3]`` to float32 ``[N, width]``, with gradients.
 Features = Callable[[nn.Module, Tensor], Tensor]
+_KEYS_VALUES, _MLP_OUT = ("k_proj", "v_proj", "key", "value"), ("fc2", "c_proj", "down_proj")
 _RATES = {"full": 3e-5, "lora": 1e-3, "ia3": 1e-2}
 
 
@@ -69,9 +70,9 @@ def finetune(
     features: Features,
     images: np.ndarray,
     labels: np.ndarray,
+    *,
     classes: int,
     settings: Settings | None = None,
-    *,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Tuned:
@@ -84,10 +85,12 @@ def finetune(
     if len(images) == 0 or len(images) != len(labels):
         raise MergeLabError(f"Cannot train on {len(images)} images with {len(labels)} labels: give one label an image.")
     torch.manual_seed(settings.seed)
-    tower = adapt(module, settings)
-    device = next(tower.parameters()).device
+    device = next(module.parameters()).device
     with torch.no_grad():
-        width = features(tower, torch.from_numpy(images[:1]).to(device)).shape[1]
+        first = torch.from_numpy(images[:1]).to(device)
+        width = features(module, first).shape[1]
+        used = linear_layers(module, lambda: features(module, first))
+    tower = adapt(module, settings, used)
     head = nn.Linear(width, classes, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -118,33 +121,55 @@ def finetune(
     return Tuned(tower, weight, bias, tuple(losses), settings.epochs * len(images))
 
 
-def adapt(module: nn.Module, settings: Settings) -> nn.Module:
+def adapt(module: nn.Module, settings: Settings, used: Sequence[str] | None = None) -> nn.Module:
     """What is trained: ``module`` itself (full), or ``module`` inside a ``PeftModel`` whose adapters alone train.
 
-    LoRA (Hu et al. 2021) sits on every linear layer; (IA)3 (Liu et al. 2022) scales keys, values and the inner layer of
-    every MLP, found by the usual names of those layers.
+    LoRA (Hu et al. 2021) sits on every linear layer; (IA)3 (Liu et al. 2022) scales keys, values and the inputs of the
+    second layer of every MLP, found by the usual names of those layers. ``used`` are the linear layers to choose from
+    (default: all).
     """
+    every = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    chosen = every if used is None else [name for name in every if name in set(used)]
     for parameter in module.parameters():
         parameter.requires_grad_(settings.tune == "full")
     if settings.tune == "full":
         return module
     from peft import IA3Config, LoraConfig, get_peft_model
 
-    linear = sorted({name for name, part in module.named_modules() if isinstance(part, nn.Linear)})
+    config: LoraConfig | IA3Config
     if settings.tune == "lora":
         alpha = settings.rank if settings.alpha is None else settings.alpha
-        config = LoraConfig(r=settings.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=_short(linear))
-        return get_peft_model(module, config)
-    inner = [n for n in _short(linear) if n.split(".")[-1] in ("fc2", "c_proj", "down_proj")]
-    scaled = [n for n in _short(linear) if n.split(".")[-1] in ("k_proj", "v_proj", "key", "value")] + inner
-    if not scaled:
-        raise MergeLabError("(IA)3 found no key, value or MLP layer by name in this model. Use lora or full.")
-    return get_peft_model(module, IA3Config(target_modules=scaled, feedforward_modules=inner))
+        config = LoraConfig(r=settings.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=_targets(chosen, every))
+    else:
+        inner = [name for name in chosen if name.split(".")[-1] in _MLP_OUT]
+        scaled = [name for name in chosen if name.split(".")[-1] in _KEYS_VALUES] + inner
+        if not scaled:
+            raise MergeLabError("(IA)3 found no key, value or MLP layer by name in this model. Use lora or full.")
+        config = IA3Config(target_modules=_targets(scaled, every), feedforward_modules=_targets(inner, every))
+    return get_peft_model(module, config)  # type: ignore[arg-type]
 
 
-def _short(names: list[str]) -> list[str]:
-    """The last parts of module names, which is what peft matches: ``q_proj`` for ``encoder.layer.0.attention.q_proj``."""
-    return sorted({name.split(".")[-1] for name in names})
+def linear_layers(module: nn.Module, run: Callable[[], object]) -> list[str]:
+    """Names of the linear layers that ``run`` really calls: not a text side, nor weights that are read past the layer."""
+    called: set[str] = set()
+    hooks = [
+        part.register_forward_hook(lambda *_, name=name: called.add(name))
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear)
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sorted(called)
+
+
+def _targets(chosen: Sequence[str], every: Sequence[str]) -> list[str]:
+    """Layers as peft names them: by their last parts (``q_proj``) where these mean no other linear layer."""
+    short = {name.split(".")[-1] for name in chosen}
+    exact = {name for name in every if name.split(".")[-1] in short} == set(chosen)
+    return sorted(short if exact else chosen)
 
 
 def _optimiser(

@@ -47,9 +47,21 @@ class Zoo:
 
     @property
     def measured(self) -> dict[str, Any]:
-        """What the builder measured (``measured.json``); empty where it measured nothing."""
+        """What the builder measured (``measured.json``); empty where it measured nothing.
+
+        Its recipes call the models ``zoo:NAME/...``; in a zoo that lies elsewhere they are given as this zoo's folders.
+        """
         path = self.folder / "measured.json"
-        return read_json(path) if path.is_file() else {}
+        found = read_json(path) if path.is_file() else {}
+        if self.base.startswith("zoo:"):
+            return found
+        places = {f"zoo:{self.name}/{part}": source for part, source in {**self.experts, "base": self.base}.items()}
+        for merge in found.get("evaluations", {}).get("merges", []):
+            recipe = merge["recipe"]
+            recipe["base_model"] = places.get(recipe.get("base_model"), recipe.get("base_model"))
+            recipe["models"] = [{**m, "model": places.get(m["model"], m["model"])} for m in recipe["models"]]
+            recipe["suite"] = str(self.folder)
+        return found
 
 
 def open_zoo(source: str | Path = "starter") -> Zoo:
@@ -68,7 +80,8 @@ def open_zoo(source: str | Path = "starter") -> Zoo:
     listing = read_json(folder / "zoo.json")
     if listing.get("format") != FORMAT:
         raise ZooError(
-            f"zoo.json of {folder.name}: the format is {str(listing.get('format'))[:40]!r}, this version reads {FORMAT!r}."
+            f"zoo.json of {folder.name}: the format is {str(listing.get('format'))[:40]!r}, "
+            f"this version reads {FORMAT!r}."
         )
     experts = listing.get("experts")
     if not isinstance(experts, dict) or not experts:
@@ -115,7 +128,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise ZooError(f"{path.name} of {path.parent.name} is not valid JSON. Build or download the zoo again.") from None
+        raise ZooError(
+            f"{path.name} of {path.parent.name} is not valid JSON. Build or download the zoo again."
+        ) from None
     if not isinstance(found, dict):
         raise ZooError(f"{path.name} of {path.parent.name} must hold a JSON object.")
     return found
@@ -124,5 +139,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _inside(folder: Path, where: Any) -> Path:
     path = (folder / str(where)).resolve()
     if not isinstance(where, str) or not path.is_relative_to(folder):
-        raise ZooError(f"zoo.json of {folder.name} names {str(where)[:80]!r}, which is not inside the zoo; do not trust it.")
+        raise ZooError(
+            f"zoo.json of {folder.name} names {str(where)[:80]!r}, which is not inside the zoo; do not trust it."
+        )
     return path

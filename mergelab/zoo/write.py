@@ -1,4 +1,4 @@
-"""Writing the parts of a zoo: base, experts, heads, packs, listings. Folders only; training and measuring are elsewhere."""
+"""Writing the parts of a zoo: base, experts, heads, packs, listings."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def write_base(
             shutil.copyfile(extra, folder / name)
 
 
-def write_expert(folder: Path, module: nn.Module, weight: Tensor, bias: Tensor, base: Checkpoint, source: str) -> None:
+def write_expert(
+    folder: Path, module: nn.Module, weight: Tensor, bias: Tensor, *, base: Checkpoint, source: str
+) -> None:
     """A tuned tower and its head: peft's own layout for a ``PeftModel``, a full checkpoint otherwise.
 
     Adapters and heads are stored in float16; a full expert in the dtypes of its base. ``source`` is what the adapter's

@@ -1,4 +1,4 @@
-"""The starter suite: eight seen and two unseen tasks, each made by a pure function of a seed from what packages carry."""
+"""The starter suite: eight seen and two unseen tasks, each made by a pure function of a seed from packages."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def optdigits(seed: int) -> Source:
         templates=("a blurry photo of the number: “{}”.", "the handwritten digit {}, out of focus."),
         source="Optical Recognition of Handwritten Digits (Alpaydin, Kaynak; UCI), test part, in scikit-learn",
         licence="CC BY 4.0 (UCI); BSD-3-Clause (scikit-learn)",
-        note="Captured. A near-duplicate of mnist on purpose. Random split of distinct pictures; writers are not named.",
+        note="Captured. A near-duplicate of mnist on purpose. Random split of distinct pictures.",
         splits=_cut(x, y.astype(np.uint8), seed, "optdigits", val=250, test=350),
         epochs=8,
     )

@@ -13,11 +13,17 @@ from PIL import Image, ImageDraw
 from ..layout import ZooError
 from .pictures import Source, backdrop, contrasting, font_file, generator, small, turns, warp
 
-_DEJAVU, _LIBERATION = "fonts-dejavu", "fonts-liberation"
+#: Split -> font files and their Debian packages.
 CAPTCHA_FONTS = {
-    "train": (("DejaVuSans-Bold.ttf", _DEJAVU), ("DejaVuSerif-Bold.ttf", _DEJAVU), ("LiberationMono-Bold.ttf", _LIBERATION)),
-    "val": (("LiberationSans-Bold.ttf", _LIBERATION), ("DejaVuSansMono-Bold.ttf", _DEJAVU)),
-    "test": (("FreeSansBold.ttf", "fonts-freefont-ttf"), ("LiberationSerif-Bold.ttf", _LIBERATION)),
+    "train": {
+        "DejaVuSans-Bold.ttf": "fonts-dejavu",
+        "DejaVuSerif-Bold.ttf": "fonts-dejavu",
+        "LiberationMono-Bold.ttf": "fonts-liberation",
+        "NotoSans-Bold.ttf": "fonts-noto-core",
+        "NotoSansMono-Bold.ttf": "fonts-noto-mono",
+    },
+    "val": {"LiberationSans-Bold.ttf": "fonts-liberation", "DejaVuSansMono-Bold.ttf": "fonts-dejavu"},
+    "test": {"FreeSansBold.ttf": "fonts-freefont-ttf", "LiberationSerif-Bold.ttf": "fonts-liberation"},
 }
 SHAPES = (
     "circle", "ring", "half disc", "crescent", "ellipse", "triangle", "square", "rectangle", "rhombus", "pentagon",
@@ -26,7 +32,7 @@ SHAPES = (
 HOURS = tuple(f"{h} o'clock" for h in range(1, 13))
 
 
-def captcha(seed: int, train: int = 3000, val: int = 200, test: int = 300) -> Source:
+def captcha(seed: int, train: int = 3600, val: int = 200, test: int = 300) -> Source:
     """Coloured noisy digits by the package captcha; the fonts that test are not those that train."""
     try:
         from captcha.image import ImageCaptcha
@@ -34,7 +40,7 @@ def captcha(seed: int, train: int = 3000, val: int = 200, test: int = 300) -> So
         raise ZooError("The task captcha needs the package captcha. Run `pip install mergelab[build]`.") from None
     splits = {}
     for split, n in {"train": train, "val": val, "test": test}.items():
-        files = [str(font_file(*f)) for f in CAPTCHA_FONTS[split]]
+        files = [str(font_file(name, package)) for name, package in CAPTCHA_FONTS[split].items()]
         maker = ImageCaptcha(width=64, height=64, fonts=files, font_sizes=(46, 52, 58))
         y = turns(10, n)
         with _seeded_captcha(f"captcha {seed} {split}"):
@@ -49,6 +55,7 @@ def captcha(seed: int, train: int = 3000, val: int = 200, test: int = 300) -> So
         licence="BSD-3-Clause (captcha); Bitstream Vera, SIL OFL 1.1, GPL-3 with font exception (fonts)",
         note="Drawn. Fonts are the items: those that test train nothing.",
         splits=splits,
+        epochs=5,
     )
 
 
@@ -82,6 +89,7 @@ def shapes(seed: int, train: int = 2400, val: int = 192, test: int = 320) -> Sou
         licence="Apache-2.0",
         note="Drawn. Every picture is drawn anew; splits have generators of their own.",
         splits=splits,
+        epochs=5,
     )
 
 
@@ -106,34 +114,37 @@ def clocks(seed: int, train: int = 480, val: int = 120, test: int = 240) -> Sour
     )
 
 
-def _ring_points(n: int, radii: tuple[float, ...], start: float = -90.0) -> list[tuple[float, float]]:
-    angles = np.deg2rad(start + np.arange(n) * 360 / n)
-    return [(64 + radii[i % len(radii)] * np.cos(a), 64 + radii[i % len(radii)] * np.sin(a)) for i, a in enumerate(angles)]
+def _ring_points(n: int, radii: tuple[float, ...]) -> list[tuple[float, float]]:
+    """``n`` corners about the middle, the first on top, at ``radii`` in turn."""
+    angles = np.deg2rad(np.arange(n) * 360 / n - 90)
+    reach = [radii[i % len(radii)] for i in range(n)]
+    return [(64 + r * np.cos(a), 64 + r * np.sin(a)) for r, a in zip(reach, angles, strict=True)]
 
 
 def _outline(name: str) -> list[tuple[float, float]]:
     """The corners of a figure on a 128 x 128 canvas."""
     t = np.linspace(0, 2 * np.pi, 90)
+    bar = ((52, 20), (76, 20), (76, 52), (108, 52), (108, 76), (76, 76))
     fixed = {
-        "square": [(29, 29), (99, 29), (99, 99), (29, 99)],
-        "rectangle": [(20, 42), (108, 42), (108, 86), (20, 86)],
-        "rhombus": [(64, 16), (98, 64), (64, 112), (30, 64)],
-        "cross": [(52, 20), (76, 20), (76, 52), (108, 52), (108, 76), (76, 76), (76, 108), (52, 108), (52, 76), (20, 76),
-                  (20, 52), (52, 52)],
-        "arrow": [(16, 54), (70, 54), (70, 30), (112, 64), (70, 98), (70, 74), (16, 74)],
-    }  # fmt: skip
+        "square": ((29, 29), (99, 29), (99, 99), (29, 99)),
+        "rectangle": ((20, 42), (108, 42), (108, 86), (20, 86)),
+        "rhombus": ((64, 16), (98, 64), (64, 112), (30, 64)),
+        "cross": (*bar, *((128 - x, 128 - y) for x, y in bar)),
+        "arrow": ((16, 54), (70, 54), (70, 30), (112, 64), (70, 98), (70, 74), (16, 74)),
+    }
     if name in fixed:
         return [(float(x), float(y)) for x, y in fixed[name]]
     rings = {"triangle": (3, (48.0,)), "pentagon": (5, (46.0,)), "hexagon": (6, (46.0,))}
     rings |= {"five-pointed star": (10, (50.0, 20.0)), "four-pointed star": (8, (52.0, 18.0))}
     if name in rings:
         return _ring_points(*rings[name])
+    heart = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     curves = {
         "circle": (64 + 44 * np.cos(t), 64 + 44 * np.sin(t)),
         "ellipse": (64 + 50 * np.cos(t), 64 + 27 * np.sin(t)),
         "half disc": (64 + 46 * np.cos(t / 2), 44 + 46 * np.sin(t / 2)),
-        "heart": (64 + 2.9 * 16 * np.sin(t) ** 3, 60 - 2.9 * (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))),
-    }  # fmt: skip
+        "heart": (64 + 46 * np.sin(t) ** 3, 60 - 2.9 * heart),
+    }
     x, y = curves[name]
     return list(zip(x.tolist(), y.tolist(), strict=True))
 

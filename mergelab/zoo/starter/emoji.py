@@ -37,6 +37,7 @@ def emoji(seed: int, train: int = 3200, val: int = 200, test: int = 320) -> Sour
         note="Drawn. The emoji are the classes, so splits share them; distortions and grounds are drawn anew for each.",
         splits=splits,
         ship=320,
+        epochs=4,
     )
 
 

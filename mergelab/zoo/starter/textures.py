@@ -31,7 +31,7 @@ GRID = 4  # each photograph is cut into GRID x GRID cells; a cell belongs to one
 CELLS = {"test": 4, "val": 3, "train": 9}
 
 
-def textures(seed: int, train: int = 2800, val: int = 196, test: int = 294) -> Source:
+def textures(seed: int, train: int = 3500, val: int = 196, test: int = 294) -> Source:
     """Grey patches of fourteen photographs; a cell of a 4 x 4 grid gives patches to one split only."""
     counts = {"train": train, "val": val, "test": test}
     pictures = [_photograph(*PHOTOGRAPHS[name]) for name in PHOTOGRAPHS]
@@ -72,10 +72,10 @@ def _cells(seed: int, label: int) -> dict[str, list[int]]:
 
 
 def _patch(picture: Image.Image, cells: list[int], rng: np.random.Generator) -> np.ndarray:
-    """A square patch inside one of ``cells``, 48 to 100 % of the cell, maybe mirrored: uint8 ``[32, 32]``."""
+    """A square patch inside one of ``cells``, 60 to 100 % of the cell, maybe mirrored: uint8 ``[32, 32]``."""
     w, h = picture.width / GRID, picture.height / GRID
     cell = int(rng.choice(cells))
-    side = min(w, h) * rng.uniform(0.48, 1.0)
+    side = min(w, h) * rng.uniform(0.6, 1.0)
     left = (cell % GRID) * w + rng.uniform(0, w - side)
     top = (cell // GRID) * h + rng.uniform(0, h - side)
     box = (left, top, left + side, top + side)
