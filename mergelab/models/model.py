@@ -205,7 +205,7 @@ class Model:
     def logit_scale(self) -> float | None:
         """The log of the factor on cosines that CLIP trains (its zero-shot logits are exp(logit_scale) * cosine)."""
         value = self._family.logit_scale(self.module)
-        return None if value is None else float(value)
+        return None if value is None else float(value.detach())
 
     def encode_text(self, texts: Sequence[str], batch: int = 256, *, weights: Weights | None = None) -> Tensor:
         """L2-normalised features float32 [N, width] on the CPU of sentences."""

@@ -148,8 +148,11 @@ def zero_shot_head(model: Model, task: Task, *, weights: Weights | None = None) 
     """
     templates = task.templates or ("a photo of {}.",)
     texts = [fill(template, name) for name in task.classes for template in templates]
+    weights = weights or model.weights
     features = model.encode_text(texts, weights=weights)
-    return zero_shot_weight(features.view(len(task.classes), len(templates), -1), model.logit_scale)
+    with model.using(weights):
+        scale = model.logit_scale
+    return zero_shot_weight(features.view(len(task.classes), len(templates), -1), scale)
 
 
 def zero_shot_weight(features: Tensor, logit_scale: float | None) -> Head:

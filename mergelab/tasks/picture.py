@@ -105,7 +105,8 @@ def _check_size(width: int, height: int) -> None:
         raise TaskError("The picture is empty: it has no pixels.")
     if width * height > MAX_PIXELS:
         raise TaskError(
-            f"The picture has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are read. Make it smaller."
+            f"The picture has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are read. "
+            "Make it smaller."
         )
 
 
