@@ -22,6 +22,7 @@ from ..analysis import Geometry, geometry
 from ..checkpoints import Checkpoint, load
 from ..engine import Plan, merge_to_folder, merge_to_memory, pick_device, plan_recipe
 from ..engine.plan import experts as recipe_experts
+from ..engine.workers import default_threads, ordered
 from ..errors import TaskError
 from ..models import Model, build
 from ..progress import Progress, Stop, report
@@ -99,7 +100,7 @@ class Bench:
                 if stop is not None:
                     stop.check()
                 report(progress, done, total, f"reading {source}")
-                self._resident[source] = _expand(checkpoint) if fits else checkpoint
+                self._resident[source] = _expand(checkpoint, stop) if fits else checkpoint
             if self.suite is not None:
                 report(progress, total - 1, total, "building the model")
                 self._model = build(opened[self.base], device=self.device)
@@ -238,10 +239,10 @@ def _elements(checkpoint: Checkpoint) -> int:
     return sum(int(np.prod(info.shape, dtype=np.int64)) for info in checkpoint.infos.values())
 
 
-def _expand(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint as float32 tensors in memory, under the same name and source."""
-    tensors = {name: _float32(checkpoint[name]) for name in checkpoint}
-    return load(tensors, name=checkpoint.source)
+def _expand(checkpoint: Checkpoint, stop: Stop | None = None) -> Checkpoint:
+    """The checkpoint as float32 tensors in memory, under its source as name; tensors are read side by side."""
+    read = ordered(lambda name: _float32(checkpoint[name]), list(checkpoint), default_threads(), stop)
+    return load(dict(read), name=checkpoint.source)
 
 
 def _float32(tensor: torch.Tensor) -> torch.Tensor:
