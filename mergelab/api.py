@@ -33,11 +33,12 @@ def merge(
 ) -> dict[str, Tensor]:
     """Merge models in memory and return the merged state dict (CPU tensors; tied names share one).
 
-    ``models`` is a mapping of names to models or a sequence of them; a model, like ``base``, is a state dict, a source such
-    as ``"zoo:starter/mnist"`` or a path. Parameters are the method's own (``mergelab.methods.get(method)`` lists them); one
-    that exists per model is a number for all, a sequence in the models' order, or a mapping by model name. ``lambda`` is
-    written ``lambda_``. Computes in float32 (``dtype="float64"`` for more); each tensor keeps the base's dtype unless
-    ``dtype`` or ``out_dtype`` says otherwise. Raises :class:`~mergelab.errors.MergeLabError` saying what does not fit.
+    ``models`` is a mapping of names to models or a sequence of them; a model, like ``base``, is a state dict, a source
+    such as ``"zoo:starter/mnist"`` or a path. Parameters are the method's own (``mergelab.methods.get(method)`` lists
+    them); one that exists per model is a number for all, a sequence in the models' order, or a mapping by model name.
+    ``lambda`` is written ``lambda_``. Computes in float32 (``dtype="float64"`` for more); each tensor keeps the base's
+    dtype unless ``dtype`` or ``out_dtype`` says otherwise. Raises :class:`~mergelab.errors.MergeLabError` saying what
+    does not fit.
 
     >>> mergelab.merge("task_arithmetic", {"a": sd_a, "b": sd_b}, base=sd0, lambda_=0.4, weight={"a": 1.0, "b": 0.5})
     """

@@ -1,9 +1,9 @@
 """The recipe: everything that determines a merge, in one object.
 
 The form on the page, YAML, JSON, the command line, the model card and the history are all views of a :class:`Recipe`.
-The YAML keys are mergekit's (``merge_method``, ``base_model``, ``models``, ``parameters``, ``dtype``, ``out_dtype``), plus
-``seed``, ``suite`` and ``title``. Nothing here reads a checkpoint or knows a method: that a method exists and that its
-parameters are in range is checked by :mod:`mergelab.methods`.
+The YAML keys are mergekit's (``merge_method``, ``base_model``, ``models``, ``parameters``, ``dtype``, ``out_dtype``),
+plus ``seed``, ``suite`` and ``title``. Nothing here reads a checkpoint or knows a method: that a method exists and that
+its parameters are in range is checked by :mod:`mergelab.methods`.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ class ModelEntry:
 class Recipe:
     """Everything that determines a merge. Frozen and hashable; any instance is well-formed.
 
-    ``dtype`` is what the merge computes in (``float32`` unless ``float64``; the half types mean float32 with the result in
-    that type) and ``out_dtype`` what the result is stored in (default: ``dtype`` if given, else the type each tensor has).
-    Raises :class:`~mergelab.errors.RecipeError` naming the key when something is malformed.
+    ``dtype`` is what the merge computes in (``float32`` unless ``float64``; the half types mean float32 with the result
+    in that type) and ``out_dtype`` what the result is stored in (default: ``dtype`` if given, else the type each tensor
+    has). Raises :class:`~mergelab.errors.RecipeError` naming the key when something is malformed.
     """
 
     merge_method: str
@@ -206,7 +206,7 @@ class Recipe:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """One unique, readable name per model: the given one, or the last part of the source (``mnist``, ``mnist-2``)."""
+        """One unique, readable name per model: the given one, or from its source (``mnist``, ``mnist-2``)."""
         given = [entry.name for entry in self.models if entry.name is not None]
         for name in given:
             if given.count(name) > 1:
@@ -214,14 +214,12 @@ class Recipe:
         taken = set(given)
         names = []
         for entry in self.models:
-            name = entry.name
-            if name is None:
-                stem = readable_name(entry.model)
-                name, count = stem, 1
-                while name in taken:
-                    count += 1
-                    name = f"{stem}-{count}"
-                taken.add(name)
+            stem = name = entry.name or readable_name(entry.model)
+            count = 1
+            while entry.name is None and name in taken:
+                count += 1
+                name = f"{stem}-{count}"
+            taken.add(name)
             names.append(name)
         return tuple(names)
 
@@ -229,7 +227,8 @@ class Recipe:
     def hash(self) -> str:
         """SHA-256 (hex) of what determines the merged weights.
 
-        The order of keys, the title, the suite and the models' display names do not matter; 1 and 1.0 are the same value.
+        The order of keys, the title, the suite and the models' display names do not matter; 1 and 1.0 are the same
+        value.
         """
         essence = {
             "merge_method": self.merge_method,
@@ -244,7 +243,7 @@ class Recipe:
 
 
 def readable_name(source: str) -> str:
-    """The last meaningful part of a source: ``zoo:starter/mnist`` and ``/data/mnist.safetensors`` are both ``mnist``."""
+    """The last meaningful part of a source: ``zoo:starter/mnist`` and ``data/mnist.safetensors`` are ``mnist``."""
     text = re.sub(r"^(zoo|hub):", "", source)
     if source.startswith("hub:"):
         text = re.sub(r"@[^/]*", "", text)

@@ -14,8 +14,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 def pick_device(device: str | torch.device = "auto", *, merging: bool = False) -> torch.device:
     """The device to use: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
 
-    ``merging`` keeps ``auto`` on the CPU where a GPU is lent per call only (ZeroGPU Spaces): merging is bound by memory.
-    Raises :class:`~mergelab.errors.MethodError` when the device asked for is not there.
+    ``merging`` keeps ``auto`` on the CPU where a GPU is lent per call only (ZeroGPU Spaces): merging is bound by
+    memory. Raises :class:`~mergelab.errors.MethodError` when the device asked for is not there.
     """
     if isinstance(device, torch.device):
         return device

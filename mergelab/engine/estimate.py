@@ -22,8 +22,8 @@ _WRITE_BYTES = 5e8
 
 @dataclass(frozen=True)
 class Estimate:
-    """``bytes_in`` are read (in ``passes`` readings), ``bytes_out`` written, ``peak_memory`` held at once beyond Python's own
-    memory; ``seconds`` of work on ``threads`` cores."""
+    """``bytes_in`` are read (in ``passes`` readings), ``bytes_out`` written, ``peak_memory`` held at once beyond what
+    Python itself takes, ``seconds`` of work on ``threads`` cores."""
 
     bytes_in: int
     bytes_out: int

@@ -19,8 +19,8 @@ RECIPE_FILE = "mergelab_recipe.yaml"
 #: What may be copied from the base's folder; nothing that could run (``*.py``) and nothing huge.
 _COPIED = (
     "preprocessor_config.json", "processor_config.json", "image_processor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "generation_config.json", "chat_template.json", "chat_template.jinja",
+    "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "generation_config.json", "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
 _COPY_BYTES = 64 * 2**20
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -64,7 +64,7 @@ def merge_to_folder(
 
 
 def written_recipe(plan: Plan) -> Recipe:
-    """The recipe that makes these weights again: as it was given, with Hub sources pinned to the commits that were read.
+    """The recipe that makes these weights again: as given, with Hub sources pinned to the commits that were read.
 
     A plan that was made without a recipe is written out in full, every parameter included.
     """
@@ -101,8 +101,10 @@ def _source(checkpoint: Any, given: str | None) -> str:
 def copied_files(reference: Any) -> dict[str, bytes]:
     """Preprocessor and tokenizer files from the reference's folder, by name."""
     folder = getattr(reference, "folder", None)
-    out = {}
-    for name in _COPIED if folder is not None else ():
+    out: dict[str, bytes] = {}
+    if folder is None:
+        return {}
+    for name in _COPIED:
         path = Path(folder) / name
         if path.is_file() and path.stat().st_size <= _COPY_BYTES:
             out[name] = path.read_bytes()
@@ -149,5 +151,3 @@ def card(plan: Plan, recipe: Recipe) -> str:
 def _cell(text: str) -> str:
     """Untrusted text as one harmless table cell or heading."""
     return "".join(f"\\{c}" if c in r"\|`*_[]<>#" else c if c.isprintable() else " " for c in text)
-
-

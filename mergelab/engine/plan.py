@@ -1,4 +1,4 @@
-"""The plan of a merge: the method with checked values, the checkpoints that fit together, what comes out. Reads headers only."""
+"""The plan of a merge: the method with checked values, checkpoints that fit together, what comes out. From headers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF1
 class Plan:
     """Everything a merge needs, checked. Make one with `plan` or `plan_recipe`; `with_parameters` is cheap.
 
-    ``keys`` identify the models for seeded randomness; ``outputs`` maps tensor names to what comes out. A checkpoint must
-    not change while a plan over it is in use.
+    ``keys`` identify the models for seeded randomness; ``outputs`` maps tensor names to what comes out. A checkpoint
+    must not change while a plan over it is in use.
     """
 
     method: Method
@@ -85,8 +85,8 @@ def plan(
 ) -> Plan:
     """Check a merge and plan it.
 
-    ``models`` is a mapping of names to checkpoints, sources or state dicts, or a sequence of them; ``base`` one of the same.
-    Raises MethodError naming the model and tensor when they do not fit, or the parameter when a value does not.
+    ``models`` is a mapping of names to checkpoints, sources or state dicts, or a sequence of them; ``base`` one of the
+    same. Raises MethodError naming the model and tensor when they do not fit, or the parameter when a value does not.
     """
     chosen = methods.get(method)
     named = name_models(models)
@@ -162,7 +162,7 @@ def name_models(models: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
 
 
 def model_keys(sources: Any) -> tuple[str, ...]:
-    """What identifies each model for randomness: its source without the pinned revision, numbered where it is repeated."""
+    """What identifies each model for randomness: its source without the revision, numbered where it is repeated."""
     out: list[str] = []
     for source in sources:
         key = str(source)

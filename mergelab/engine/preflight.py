@@ -23,7 +23,8 @@ from .stream import read
 from .structure import FLOATS
 from .workers import default_threads
 
-#: An expert's largest tensors are compared with the base's where both are on this machine: a fine-tuned model stays close.
+#: An expert's largest tensors are compared with the base's where both are on this machine: a fine-tuned model stays
+#: close.
 _SAMPLES, _SAMPLE_ELEMENTS, _FAR = 3, 4_000_000, 0.5
 _MARGIN = 1.1  # of the disk, for what else is written while a merge runs
 _CONFIG_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "patch_size", "image_size")
@@ -40,7 +41,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The verdict on a recipe. Bytes are exact; ``peak_memory`` (bytes) and ``seconds`` are estimates; ``tensors`` counts."""
+    """The verdict on a recipe. Bytes are exact, ``peak_memory`` (bytes) and ``seconds`` are estimates."""
 
     ok: bool
     findings: tuple[Finding, ...]
@@ -65,8 +66,8 @@ def preflight(
 ) -> Report:
     """Say whether ``recipe`` can run and what it costs; nothing about the recipe makes this raise.
 
-    ``out`` is the folder that it would be written to (its disk is checked; default: the current one). Hub checkpoints that
-    are not downloaded are judged by their headers. All problems are listed, not just the first.
+    ``out`` is the folder that it would be written to (its disk is checked; default: the current one). Hub checkpoints
+    that are not downloaded are judged by their headers. All problems are listed, not just the first.
     """
     findings: list[Finding] = []
     disk = shutil.disk_usage(_existing(Path(out) if out is not None else Path.cwd())).free
@@ -84,10 +85,13 @@ def preflight(
     peak = cost.peak_memory + psutil.Process().memory_info().rss
     findings += [*_about_method(plan), *_about_models(plan), *_about_machine(cost.bytes_out, peak, disk)]
     merged = sum(item.merge for item in plan.items)
-    findings.append(Finding(
-        "ok", f"{merged} tensors are merged, {_size(cost.bytes_out)} written, in about {_time(cost.seconds)} on {threads} "
-        f"core{'s' if threads > 1 else ''}, with about {_size(peak)} of memory at most."
-    ))  # fmt: skip
+    findings.append(
+        Finding(
+            "ok",
+            f"{merged} tensors are merged, {_size(cost.bytes_out)} written, in about {_time(cost.seconds)} "
+            f"on {threads} core{'s' if threads > 1 else ''}, with about {_size(peak)} of memory at most.",
+        )
+    )
     order = {"error": 0, "warn": 1, "ok": 2}
     findings.sort(key=lambda finding: order[finding.level])
     ok = all(finding.level != "error" for finding in findings)
@@ -125,34 +129,62 @@ def _planned(recipe: Recipe, load: Callable[[str], Any] | None, findings: list[F
     compute, out_code = dtypes(recipe.dtype, recipe.out_dtype)
     keys = model_keys(entry.model for entry in entries.values())
     return Plan(
-        method, names, tuple(checkpoints.values()), base, values, found.items, found.aliases, keys, compute, out_code,
-        recipe.seed, recipe,
-    )  # fmt: skip
+        method,
+        names,
+        tuple(checkpoints.values()),
+        base,
+        values,
+        found.items,
+        found.aliases,
+        keys,
+        compute,
+        out_code,
+        recipe.seed,
+        recipe,
+    )
 
 
 def _about_method(plan: Plan) -> Iterator[Finding]:
     if plan.base is not None and not (plan.method.base == "required" or plan.method.needs_base(dict(plan.values))):
-        yield Finding("ok", f"{plan.method.title} does not use the base's weights; its dtypes, buffers and configuration "
-                            "are taken over.")  # fmt: skip
+        yield Finding(
+            "ok",
+            f"{plan.method.title} does not use the base's weights; its dtypes, buffers and configuration "
+            "are taken over.",
+        )
     if plan.method.promises.random:
-        yield Finding("ok", f"{plan.method.title} draws at random: seed {plan.seed} always gives the same result, another "
-                            "seed gives another one.")  # fmt: skip
+        yield Finding(
+            "ok",
+            f"{plan.method.title} draws at random: seed {plan.seed} always gives the same result, another "
+            "seed gives another one.",
+        )
     copied = sum(not item.merge for item in plan.items)
     if copied:
-        yield Finding("ok", f"{copied} integer, boolean or empty tensors are copied from the "
-                            f"{'base' if plan.base is not None else 'first model'}, not merged.")  # fmt: skip
+        yield Finding(
+            "ok",
+            f"{copied} integer, boolean or empty tensors are copied from the "
+            f"{'base' if plan.base is not None else 'first model'}, not merged.",
+        )
     if plan.aliases:
         yield Finding("ok", f"{len(plan.aliases)} tied tensors are merged once and stay tied.")
     wide = {plan.code(item) for item in plan.items if item.merge}
     if wide & {"F16"} and any(_code(model, item.name) == "BF16" for model in plan.models for item in plan.items[:50]):
-        yield Finding("warn", "Some models are stored in bfloat16 and the result in float16, which holds smaller numbers.",
-                      "Set out_dtype to bfloat16 if the merge reports numbers that do not fit.")  # fmt: skip
+        yield Finding(
+            "warn",
+            "Some models are stored in bfloat16 and the result in float16, which holds smaller numbers.",
+            "Set out_dtype to bfloat16 if the merge reports numbers that do not fit.",
+        )
 
 
 def _about_models(plan: Plan) -> Iterator[Finding]:
     count = len(plan.models) + (plan.base is not None)
-    yield Finding("ok", f"{count} checkpoint{'s have' if count > 1 else ' has'} the same {len(plan.items)} tensors and shapes.")
-    remote = [model for model in (plan.base, *plan.models) if model is not None and hasattr(model, "fetch") and not model.folder]
+    yield Finding(
+        "ok", f"{count} checkpoint{'s have' if count > 1 else ' has'} the same {len(plan.items)} tensors and shapes."
+    )
+    remote = [
+        model
+        for model in (plan.base, *plan.models)
+        if model is not None and hasattr(model, "fetch") and not model.folder
+    ]
     if remote:
         yield Finding("ok", f"{_size(sum(model.nbytes for model in remote))} are downloaded from the Hub first.")
     expected = plan.reference.config or {}
@@ -160,14 +192,20 @@ def _about_models(plan: Plan) -> Iterator[Finding]:
         theirs = model.config or {}
         for key in _CONFIG_KEYS:
             if key in expected and key in theirs and expected[key] != theirs[key]:
-                yield Finding("warn", f"Model {name!r} says {key} = {theirs[key]!r}, the checkpoint it is merged with "
-                                      f"{expected[key]!r}.", "Check that both are of one architecture.")  # fmt: skip
+                yield Finding(
+                    "warn",
+                    f"Model {name!r} says {key} = {theirs[key]!r}, the checkpoint it is merged with {expected[key]!r}.",
+                    "Check that both are of one architecture.",
+                )
                 break
         far = _distance(plan, model)
         if far is not None and far > _FAR:
-            yield Finding("warn", f"Model {name!r} differs from the base by {far:.0%} of its weights' norm: it does not look "
-                                  "fine-tuned from this base.",
-                          "Choose the base that it was fine-tuned from; a merge of unrelated models rarely works.")  # fmt: skip
+            yield Finding(
+                "warn",
+                f"Model {name!r} differs from the base by {far:.0%} of its weights' norm: it does not look "
+                "fine-tuned from this base.",
+                "Choose the base that it was fine-tuned from; a merge of unrelated models rarely works.",
+            )
 
 
 def _distance(plan: Plan, model: Any) -> float | None:
@@ -195,11 +233,17 @@ def _local(checkpoint: Any) -> bool:
 def _about_machine(bytes_out: int, peak: int, disk: int) -> Iterator[Finding]:
     available = psutil.virtual_memory().available
     if peak > available:
-        yield Finding("warn", f"The merge needs about {_size(peak)} of memory and {_size(available)} are free.",
-                      "Close other programs, or use fewer threads.")  # fmt: skip
+        yield Finding(
+            "warn",
+            f"The merge needs about {_size(peak)} of memory and {_size(available)} are free.",
+            "Close other programs, or use fewer threads.",
+        )
     if bytes_out * _MARGIN > disk:
-        yield Finding("error", f"Writing needs {_size(int(bytes_out * _MARGIN))} of disk and {_size(disk)} are free.",
-                      "Free some space, choose a folder on another disk, or set out_dtype to bfloat16.")  # fmt: skip
+        yield Finding(
+            "error",
+            f"Writing needs {_size(int(bytes_out * _MARGIN))} of disk and {_size(disk)} are free.",
+            "Free some space, choose a folder on another disk, or set out_dtype to bfloat16.",
+        )
 
 
 def _existing(path: Path) -> Path:
@@ -225,5 +269,3 @@ def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-

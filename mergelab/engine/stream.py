@@ -30,9 +30,9 @@ def stream(
 ) -> Iterator[tuple[str, Tensor]]:
     """Merge and yield ``(name, CPU tensor)`` in the order of names, each in its output dtype.
 
-    Bit-equal for any number of ``threads`` and any layout of the checkpoints in files. Tied names are not repeated: they are
-    in ``plan.aliases``. Raises MethodError naming the model and tensor on a value that is not finite or does not fit the
-    output dtype, and :class:`~mergelab.errors.Cancelled` between two tensors after ``stop``.
+    Bit-equal for any number of ``threads`` and any layout of the checkpoints in files. Tied names are not repeated:
+    they are in ``plan.aliases``. Raises MethodError naming the model and tensor on a value that is not finite or does
+    not fit the output dtype, and :class:`~mergelab.errors.Cancelled` between two tensors after ``stop``.
     """
     where = pick_device(device, merging=True)
     check_dtype(where, plan.compute)
@@ -47,7 +47,7 @@ def stream(
 
     def work(item: Item) -> Tensor:
         with torch.no_grad(), _scratch:
-            return merge_item(plan, item, where, survey, kept, fresh)
+            return merge_item(plan, item, where, survey, kept=kept, fresh=fresh)
 
     for item, tensor in ordered(work, plan.items, threads, stop):
         count.step(item.name)
@@ -68,7 +68,7 @@ class _Count:
 
 
 def _survey(plan: Plan, where: torch.device, threads: int, count: _Count, stop: Stop | None) -> Mapping[str, Any]:
-    """Whole-model numbers, from as many readings of all tensors as the method asks for, unless they are known already."""
+    """Whole-model numbers, from as many readings of all tensors as the method asks for, unless already known."""
     if plan.method.survey is None:
         return {}
     survey = plan.method.survey(dict(plan.values), len(plan.names), plan.compute)
@@ -133,6 +133,7 @@ def merge_item(
     item: Item,
     device: torch.device,
     survey: Mapping[str, Any],
+    *,
     kept: Mapping[str, Tensor] | None = None,
     fresh: dict[str, Tensor] | None = None,
 ) -> Tensor:
@@ -142,28 +143,40 @@ def merge_item(
     """
     if not item.merge:
         return read(plan.reference, item.name).clone()
-    if kept is not None:
-        base = _input(plan, plan.base, None, item, device)
-        out = torch.add(base, kept[item.name], alpha=plan.values.get("lambda", 1.0))
-    else:
-        base, experts = inputs(plan, item, device)
-        values = {parameter.name: plan.values[parameter.name] for parameter in plan.method.parameters}
-        if plan.method.gives == "task_vector":
-            scale = values.pop("lambda", 1.0)
-            tau = plan.method.kernel(base, experts, context=_context(plan, item, survey), **values)
-            if fresh is not None:
-                fresh[item.name] = tau = tau.clone()
-            out = torch.add(base, tau, alpha=scale)
-        else:
-            out = plan.method.kernel(base, experts, context=_context(plan, item, survey), **values)
+    out = _computed(plan, item, device, survey, kept=kept, fresh=fresh)
     if tuple(out.shape) != item.shape:
         raise RuntimeError(f"method {plan.method.name} made {tuple(out.shape)} of {item.shape} for {item.name}")
     if not _all_finite(out):
         raise MethodError(
-            f"Merging gave {_not_finite(out)} in tensor {item.name!r} with {plan.method.name!r}; use smaller coefficients, "
-            "or dtype 'float64'."
+            f"Merging gave {_not_finite(out)} in tensor {item.name!r} with {plan.method.name!r}; "
+            "use smaller coefficients, or dtype 'float64'."
         )
     return _cast(out, plan.code(item), item.name).cpu()
+
+
+def _computed(
+    plan: Plan,
+    item: Item,
+    device: torch.device,
+    survey: Mapping[str, Any],
+    *,
+    kept: Mapping[str, Tensor] | None,
+    fresh: dict[str, Tensor] | None,
+) -> Tensor:
+    """What the kernel makes of one tensor: weights, or θ0 + λ·τ, in the computing dtype on the device."""
+    values = {parameter.name: plan.values[parameter.name] for parameter in plan.method.parameters}
+    if plan.method.gives == "weights":
+        base, experts = inputs(plan, item, device)
+        return plan.method.kernel(base, experts, context=_context(plan, item, survey), **values)
+    scale = values.pop("lambda", 1.0)
+    if kept is not None:
+        return torch.add(_input(plan, plan.base, None, item, device), kept[item.name], alpha=scale)
+    base, experts = inputs(plan, item, device)
+    tau = plan.method.kernel(base, experts, context=_context(plan, item, survey), **values)
+    if fresh is not None:
+        fresh[item.name] = tau.clone()
+    assert base is not None
+    return torch.add(base, tau, alpha=scale)
 
 
 _scratch = Scratch()
@@ -186,7 +199,7 @@ def _input(plan: Plan, checkpoint: Any, model: str | None, item: Item, device: t
     if (model, item.name) not in plan.shared.finite:
         if not _all_finite(tensor):
             raise MethodError(
-                f"{_who(model).capitalize() if model is None else 'M' + _who(model)[1:]} has {_not_finite(tensor)} in tensor "
+                f"{'The base' if model is None else f'Model {model!r}'} has {_not_finite(tensor)} in tensor "
                 f"{item.name!r}; the file is damaged or its training diverged, so use another checkpoint."
             )
         plan.shared.finite.add((model, item.name))
@@ -219,8 +232,8 @@ def _cast(tensor: Tensor, code: str, name: str) -> Tensor:
         largest = max(-float(low), float(high))
         if largest > torch.finfo(dtype).max:
             raise MethodError(
-                f"Tensor {name!r} holds {largest:.4g} after merging, more than {str(dtype).removeprefix('torch.')} can store "
-                f"({torch.finfo(dtype).max:.4g}); set out_dtype to 'bfloat16' or 'float32'."
+                f"Tensor {name!r} holds {largest:.4g} after merging, more than {str(dtype).removeprefix('torch.')} "
+                f"can store ({torch.finfo(dtype).max:.4g}); set out_dtype to 'bfloat16' or 'float32'."
             )
     return tensor.to(dtype)
 

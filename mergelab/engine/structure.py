@@ -14,7 +14,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Item:
-    """One tensor of the result. ``merge`` is false for integer and boolean buffers, which are copied from the reference."""
+    """One tensor of the result. ``merge`` is false for integer and boolean buffers: the reference's are copied."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,8 +46,8 @@ class Structure:
 def compare(reference: Any, reference_name: str, models: Sequence[tuple[str, Any]]) -> Structure:
     """Compare the headers of every model with the reference's (the base, or the first model).
 
-    ``reference`` and the models are checkpoints with ``infos`` and ``aliases``. A name is tied in the result when it is tied
-    to the same tensor everywhere; a name that is tied in some only is merged as a tensor of its own.
+    ``reference`` and the models are checkpoints with ``infos`` and ``aliases``. A name is tied in the result when it is
+    tied to the same tensor everywhere; a name that is tied in some only is merged as a tensor of its own.
     """
     aliases = dict(getattr(reference, "aliases", {}))
     for _, model in models:
@@ -99,7 +99,8 @@ def _differences(expected: Mapping[str, Any], reference: str, found: Mapping[str
         wanted, got = expected[tensor], found[tensor]
         if tuple(wanted.shape) != tuple(got.shape):
             out.append(Problem(
-                f"Tensor {tensor!r} of model {name!r} has shape {_shape(got.shape)}, but {_shape(wanted.shape)} in {reference}.",
+                f"Tensor {tensor!r} of model {name!r} has shape {_shape(got.shape)}, but {_shape(wanted.shape)} in "
+                f"{reference}.",
                 "Merge checkpoints of one size and vocabulary.",
             ))  # fmt: skip
         elif (wanted.dtype in FLOATS) != (got.dtype in FLOATS):

@@ -28,8 +28,8 @@ def default_threads() -> int:
 def pool(threads: int) -> ThreadPoolExecutor:
     """``threads`` workers in which torch uses a single core; kept for the next merge.
 
-    ``torch.set_num_threads`` sets the calling thread's number but also the default of threads to come, so it is put back
-    at once: evaluation runs in other threads of this process and must keep all cores.
+    ``torch.set_num_threads`` sets the calling thread's number but also the default of threads to come, so it is put
+    back at once: evaluation runs in other threads of this process and must keep all cores.
     """
     with _lock:
         if threads not in _pools:
@@ -54,7 +54,7 @@ def pool(threads: int) -> ThreadPoolExecutor:
 def ordered(
     work: Callable[[In], Out], items: Iterable[In], threads: int, stop: Stop | None = None, ahead: int = 2
 ) -> Iterator[tuple[In, Out]]:
-    """``work`` on every item in parallel, results in the items' order, at most ``threads + ahead`` under way or waiting.
+    """``work`` on every item in parallel, results in the items' order, at most ``threads + ahead`` of them ahead.
 
     The first error is raised in its place; nothing of the rest is started after it, after ``stop``, or once the caller
     ends the iteration.

@@ -1,4 +1,4 @@
-"""The shelf of merging methods. A file in this package that holds a `Method` is found by itself: adding one is one file."""
+"""The shelf of merging methods. A file here that holds a `Method` is found by itself: adding a method is one file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ def _shelf() -> dict[str, Method]:
     found: dict[str, Method] = {}
     for module in pkgutil.iter_modules(__path__):
         for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, Method):
-                if found.setdefault(value.name, value) is not value:
-                    raise RuntimeError(f"two methods are called {value.name!r}")
+            if isinstance(value, Method) and found.setdefault(value.name, value) is not value:
+                raise RuntimeError(f"two methods are called {value.name!r}")
     return dict(sorted(found.items()))
 
 

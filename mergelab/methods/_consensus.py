@@ -15,7 +15,7 @@ ELECT = Parameter(
     "choice",
     "unweighted",
     ("unweighted", "weighted"),
-    help="Whether the sign is elected by the task vectors as they are (the paper) or multiplied by their weights (mergekit).",
+    help="Whether task vectors elect the sign as they are (the paper) or multiplied by their weights (mergekit).",
 )
 COMBINE = Parameter(
     "combine",
@@ -45,8 +45,8 @@ def agree(
 ) -> Tensor:
     """The mean (or sum) of the entries whose sign is the elected one; exact zeros neither vote nor count.
 
-    ``majority`` is the sign that entries take where the votes cancel exactly. The mean is Σ w τ / Σ |w| over the entries
-    that agree, so that a negative weight keeps its meaning.
+    ``majority`` is the sign that entries take where the votes cancel exactly. The mean is Σ w τ / Σ |w| over the
+    entries that agree, so that a negative weight keeps its meaning.
     """
     sign = votes(taus, weights, elect, context).sign_()
     merged, part = context.empty_like(sign), context.empty_like(sign)

@@ -50,7 +50,8 @@ def delta(base: Tensor, expert: Tensor, context: Context) -> Tensor:
 def shrink_(values: Tensor, threshold: float) -> Tensor:
     """Zero every entry below ``threshold`` in magnitude, in place; entries equal to it are kept.
 
-    ``threshold`` must be a value of the tensor's dtype. One vectorised pass: hardshrink drops |x| ≤ the float just below.
+    ``threshold`` must be a value of the tensor's dtype. One vectorised pass: hardshrink drops |x| ≤ the float just
+    below.
     """
     if threshold <= 0:
         return values

@@ -1,7 +1,7 @@
 """Exact order statistics of magnitudes, without sorting: in one tensor, or over a whole model that is never held.
 
-The bits of a non-negative float order like integers. So the k-th largest magnitude of a stream is found digit by digit: a
-histogram of the leading 15 bits says in which bin it lies, a histogram of the next 16 bits of that bin's members says
+The bits of a non-negative float order like integers. So the k-th largest magnitude of a stream is found digit by digit:
+a histogram of the leading 15 bits says in which bin it lies, a histogram of the next 16 bits of that bin's members says
 exactly where (float32: two readings; float64: four).
 """
 
@@ -23,7 +23,7 @@ def kept_count(density: float, total: int) -> int:
 
 
 def kth_smallest(values: Tensor, *ranks: int) -> tuple[float, ...]:
-    """The k-th smallest (from 1) of all entries for each of ``ranks``; on the CPU ``values`` is left in another order."""
+    """The k-th smallest (from 1) of all entries for each of ``ranks``; on the CPU ``values`` is left reordered."""
     flat = values.view(-1)
     if flat.device.type == "cpu":
         array = flat.numpy()
@@ -35,8 +35,8 @@ def kth_smallest(values: Tensor, *ranks: int) -> tuple[float, ...]:
 class MagnitudeThresholds:
     """For each model, the smallest magnitude among its ``density`` largest entries, over all tensors together.
 
-    `look` may run in several threads; `collect` and `end_round` in one. After ``rounds`` rounds `thresholds` holds one float
-    per model: 0 keeps everything, infinity nothing. Entries equal to the threshold are all kept.
+    `look` may run in several threads; `collect` and `end_round` in one. After ``rounds`` rounds `thresholds` holds one
+    float per model: 0 keeps everything, infinity nothing. Entries equal to the threshold are all kept.
     """
 
     def __init__(self, densities: Sequence[float], dtype: torch.dtype) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Singular values below this share of the largest are rounding noise (of a LoRA's product, or of the float32 difference of
-#: two checkpoints); their directions are arbitrary and must not take part.
+#: Singular values below this share of the largest are rounding noise (of a LoRA's product, or of the float32 difference
+#: of two checkpoints); their directions are arbitrary and must not take part.
 NOISE = 1e-5
 #: Extra random directions with which a low rank is looked for.
 _SPARE = 8
 
 
 def top_directions(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading ``count`` singular triples (U [m, k], S [k], V [n, k]) of a matrix [m, n]; fewer where the rest is noise.
+    """The leading ``count`` singular triples (U [m, k], S [k], V [n, k]) of a matrix [m, n]; fewer if noise follows.
 
-    A matrix whose rank is at most about ``count`` (a LoRA's change) is first reduced, without loss, to its range. What is
-    left is decomposed by the eigenvectors of its smaller Gram matrix: several times as fast as an SVD in float32 and
+    A matrix whose rank is at most about ``count`` (a LoRA's change) is first reduced, without loss, to its range. What
+    is left is decomposed by the eigenvectors of its smaller Gram matrix: several times as fast as an SVD in float32 and
     closer, since squaring leaves half the digits of float64, which is more than float32 has.
     """
     if matrix.shape[0] > matrix.shape[1]:
@@ -58,8 +58,8 @@ def _range(matrix: Tensor, size: int) -> tuple[Tensor, Tensor] | None:
 def polar(columns: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns to [m, c]: P·Qᵀ of its SVD P·Σ·Qᵀ.
 
-    Where the columns are dependent (c > m, or two experts share a direction) it is the partial isometry on their span: null
-    directions are left out instead of being filled with arbitrary ones.
+    Where the columns are dependent (c > m, or two experts share a direction) it is the partial isometry on their span:
+    null directions are left out instead of being filled with arbitrary ones.
     """
     values, vectors = torch.linalg.eigh(columns.T @ columns)
     inverse = torch.where(values > 1e-9 * values[-1], values, torch.inf).rsqrt()

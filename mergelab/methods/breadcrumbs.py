@@ -44,9 +44,9 @@ def band_(tau: Tensor, drop_low: float, drop_high: float, context: Context) -> T
     r"m_t = [\,q_{\mathrm{low}} \le |\tau_t| \le q_{1-\mathrm{high}}\,]",
     paper="Model Breadcrumbs (Davari & Belilovsky, 2023)",
     url="https://arxiv.org/abs/2312.06795",
-    doc="Masks both tails of every layer's change: the smallest entries as noise, the largest as outliers that hurt other "
-    "tasks. It helps when many experts are added up and one coefficient should serve any number of them. When a task lives "
-    "in a few large entries, dropping those costs accuracy.",
+    doc="Masks both tails of every layer's change: the smallest entries as noise, the largest as outliers that hurt "
+    "other tasks. It helps when many experts are added up and one coefficient should serve any number of them. When"
+    " a task lives in a few large entries, dropping those costs accuracy.",
     base="required",
     parameters=(
         Parameter("drop_low", "float", 0.85, (0.0, 1.0), step=0.01,

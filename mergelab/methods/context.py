@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Scratch(threading.local):
-    """Working tensors of one thread, used again for the next tensor: fresh memory costs more than the arithmetic on it."""
+    """Working tensors of one thread, used again for the next tensor: fresh memory costs more than arithmetic."""
 
     _KEEP = 64 * 2**20  # bytes; larger buffers go back at once
 
@@ -52,8 +52,9 @@ class Scratch(threading.local):
 class Context:
     """The surroundings of one tensor in a merge.
 
-    ``keys`` identify the models for randomness (their sources), so that a result depends neither on the order of the models
-    nor on the order, layout, device or thread in which tensors are worked on. ``survey`` holds what the method's survey found.
+    ``keys`` identify the models for randomness (their sources), so that a result depends neither on the order of the
+    models nor on the order, layout, device or thread in which tensors are worked on. ``survey`` holds what the method's
+    survey found.
     """
 
     name: str
@@ -80,8 +81,8 @@ class Context:
 def bernoulli_(mask: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Fill ``mask`` with 1 where a draw succeeds (``probability``, to 2^-32) and 0 elsewhere; the same on every device.
 
-    Integers of the Mersenne Twister are compared with a threshold: twice as fast as drawing floats, and it does not take
-    the path through MKL that ``Tensor.bernoulli_`` takes on some builds only.
+    Integers of the Mersenne Twister are compared with a threshold: twice as fast as drawing floats, and it does not
+    take the path through MKL that ``Tensor.bernoulli_`` takes on some builds only.
     """
     count = mask.numel()
     threshold = round(probability * 2**32) - 2**31
@@ -97,8 +98,8 @@ def bernoulli_(mask: Tensor, probability: float, generator: torch.Generator) -> 
 class Survey(Protocol):
     """Whole-model numbers, found by reading all tensors ``rounds`` times before the merge; never holds the model.
 
-    Within a round `look` is called once per tensor, in any order and from several threads at once, and what it returns is
-    given to `collect` by one thread in a fixed order. `key` says on which parameter values the result depends.
+    Within a round `look` is called once per tensor, in any order and from several threads at once, and what it returns
+    is given to `collect` by one thread in a fixed order. `key` says on which parameter values the result depends.
     """
 
     rounds: int

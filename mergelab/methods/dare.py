@@ -17,14 +17,13 @@ _DENSITY = Parameter(
 )  # fmt: skip
 _RESCALE = Parameter(
     "rescale", "choice", "probability", ("probability", "l1", "none"),
-    help="How what is kept makes up for what is dropped: divided by the density (the paper), to the tensor's own L1 norm "
-    "(mergekit), or not at all.",
+    help="How what is kept makes up for what is dropped: divided by the density (the paper), scaled to the tensor's "
+    "own L1 norm (mergekit), or not at all.",
 )  # fmt: skip
 
 
-def drop(base: Tensor, expert: Tensor, density: float, index: int, rescale: str, context: Context) -> Tensor:
-    """τ with each entry kept with probability ``density`` and rescaled (Yu et al., 2023, equation 3)."""
-    tau = delta(base, expert, context)
+def drop(tau: Tensor, density: float, index: int, rescale: str, context: Context) -> Tensor:
+    """``tau`` with each entry kept with probability ``density`` and rescaled, in place (Yu et al., equation 3)."""
     if density >= 1:
         return tau
     before = float(tau.abs().sum()) if rescale == "l1" else 0.0
@@ -46,9 +45,10 @@ def drop(base: Tensor, expert: Tensor, density: float, index: int, rescale: str,
     formula=r"\theta = \theta_0 + \lambda \sum_t w_t\, \frac{m_t \odot \tau_t}{p},\quad m_t \sim \mathrm{Bernoulli}(p)",
     paper=_PAPER,
     url=_URL,
-    doc="Keeps a random share p of every task vector, divided by p so that the sum stays the same on average, which makes "
-    "experts overlap less. It helps for fine-tuned language models, whose small changes are very redundant. Large changes do "
-    "not survive the rescaling at low densities, and the result depends on the seed: look at several.",
+    doc="Keeps a random share p of every task vector, divided by p so that the sum stays the same on average, which "
+    "makes experts overlap less. It helps for fine-tuned language models, whose small changes are very redundant. "
+    "Large changes do not survive the rescaling at low densities, and the result depends on the seed: look at "
+    "several.",
     base="required",
     parameters=(
         _DENSITY,
@@ -66,7 +66,7 @@ def dare_linear(
     total = context.zeros_like(base)
     for index, expert in enumerate(experts):
         if weight[index]:
-            total.add_(drop(base, expert, density[index], index, rescale, context), alpha=weight[index])
+            total.add_(drop(delta(base, expert, context), density[index], index, rescale, context), alpha=weight[index])
     return total
 
 
@@ -79,9 +79,9 @@ def dare_linear(
     r"\hat\tau_t = \frac{m_t \odot \tau_t}{p},\quad m_t \sim \mathrm{Bernoulli}(p)",
     paper=_PAPER,
     url=_URL,
-    doc="DARE's random dropping takes the place of TIES' trimming; the sign election and the mean of what agrees follow. It "
-    "helps where TIES does, when large entries alone do not carry a task. At low densities few experts meet at an entry, so "
-    "the election decides little and the rescaled entries are averaged over few voters.",
+    doc="DARE's random dropping takes the place of TIES' trimming; the sign election and the mean of what agrees "
+    "follow. It helps where TIES does, when large entries alone do not carry a task. At low densities few experts "
+    "meet at an entry, so the election decides little and the rescaled entries are averaged over few voters.",
     base="required",
     parameters=(
         _DENSITY,
@@ -107,5 +107,8 @@ def dare_ties(
     combine: str,
 ) -> Tensor:
     """The disjoint mean of DARE(τ_t); votes that cancel exactly elect plus."""
-    taus = [drop(base, expert, density[index], index, rescale, context) for index, expert in enumerate(experts)]
+    taus = [
+        drop(delta(base, expert, context), density[index], index, rescale, context)
+        for index, expert in enumerate(experts)
+    ]
     return agree(taus, weight, context, elect=elect, combine=combine)

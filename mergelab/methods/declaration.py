@@ -24,8 +24,8 @@ Resolved: TypeAlias = dict[str, Any]
 class Parameter:
     """One parameter of a method.
 
-    ``range`` is ``(lowest, highest)`` for numbers, the choices for ``choice``, ``None`` for ``bool``; a value outside is
-    an error. ``slider`` is the part of the range worth showing on a form (default: ``range``).
+    ``range`` is ``(lowest, highest)`` for numbers, the choices for ``choice``, ``None`` for ``bool``; a value outside
+    is an error. ``slider`` is the part of the range worth showing on a form (default: ``range``).
     """
 
     name: str
@@ -88,8 +88,8 @@ class Promises:
     """What a method keeps, for the conformance suite; ``None`` means that it makes no such promise.
 
     ``identity``: parameters under which merging one expert returns that expert. ``zero``: parameters under which the
-    result is the base. ``equal``: parameters under which equal experts give that expert. ``permutation``: the order of the
-    models does not matter. ``random``: the result depends on the seed (under ``random_parameters``).
+    result is the base. ``equal``: parameters under which equal experts give that expert. ``permutation``: the order of
+    the models does not matter. ``random``: the result depends on the seed (under ``random_parameters``).
     """
 
     identity: Mapping[str, Value] | None = None
@@ -121,10 +121,11 @@ class Method:
     """A declared merging method: what it needs, what it takes, and the kernel that does it.
 
     ``kernel(base, experts, *, context, **parameters) -> Tensor`` gets one named tensor of the base (or ``None``) and of
-    every model, contiguous, in the computing dtype and not to be written to; per-model parameters arrive as lists in the
-    models' order. It ``gives`` the merged weights, or the merged task vector τ; then the engine makes θ0 + λ·τ of it
-    (λ = 1 when the method has no ``lambda``) and the kernel does not see ``lambda``. ``survey(parameters, count, dtype)`` gives a
-    :class:`~mergelab.methods.context.Survey` when whole-model numbers are needed first, else ``None``. ``check(parameters)`` raises on values that do not go together.
+    every model, contiguous, in the computing dtype and not to be written to; per-model parameters arrive as lists in
+    the models' order. It ``gives`` the merged weights, or the merged task vector τ; then the engine makes θ0 + λ·τ of
+    it (λ = 1 when the method has no ``lambda``) and the kernel does not see ``lambda``. ``survey(parameters, count,
+    dtype)`` gives a :class:`~mergelab.methods.context.Survey` when whole-model numbers are needed first, else ``None``.
+    ``check(parameters)`` raises on values that do not go together.
     """
 
     name: str
@@ -185,8 +186,8 @@ class Method:
     ) -> Resolved:
         """Checked values for every declared parameter, defaults filled in.
 
-        ``parameters`` maps names to one value, or for a per-model parameter also to a sequence (in the order of ``names``)
-        or a mapping by model name; ``per_model`` maps a model's name to its own values, which win.
+        ``parameters`` maps names to one value, or for a per-model parameter also to a sequence (in the order of
+        ``names``) or a mapping by model name; ``per_model`` maps a model's name to its own values, which win.
         """
         given: dict[str, Any] = {}
         for name, value in parameters.items():
@@ -239,8 +240,8 @@ class Method:
             parameter = self.parameter(name)
             if not parameter.per_model:
                 raise MethodError(
-                    f"Parameter {parameter.name!r} of {self.name!r} is one value for the whole merge, but model {model!r} "
-                    "has its own; give it under the recipe's 'parameters'."
+                    f"Parameter {parameter.name!r} of {self.name!r} is one value for the whole merge, but model "
+                    f"{model!r} has its own; give it under the recipe's 'parameters'."
                 )
             out[parameter.name][list(names).index(model)] = parameter.check(value, f"{self.name!r} (model {model!r})")
 
@@ -267,7 +268,7 @@ def _are(count: int) -> str:
 
 
 def method(**declared: Any) -> Callable[[Callable[..., Any]], Method]:
-    """Turn a kernel into a :class:`Method`: ``@method(name="ties", ...)`` above the kernel in a file of this package."""
+    """Turn a kernel into a :class:`Method`: ``@method(name="ties", ...)`` above the kernel."""
 
     def declare(kernel: Callable[..., Any]) -> Method:
         return Method(kernel=kernel, kind=declared.pop("kind", "tensor"), **declared)

@@ -14,8 +14,8 @@ def _check(values: Resolved) -> None:
     total = sum(values["weight"])
     if values["normalize"] and abs(total) < 1e-6:
         raise MethodError(
-            f"The weights of 'linear' add up to {total:g}, so they cannot be normalised; change a weight or set normalize to "
-            "false."
+            f"The weights of 'linear' add up to {total:g}, so they cannot be normalised; change a weight, "
+            "or set normalize to false."
         )
 
 
@@ -27,9 +27,9 @@ def _check(values: Resolved) -> None:
     formula=r"\theta = \frac{\sum_t w_t\,\theta_t}{\sum_t w_t}",
     paper="Model soups (Wortsman et al., 2022)",
     url="https://arxiv.org/abs/2203.05482",
-    doc="Averages the weights themselves, so no base is needed. It helps when the models were fine-tuned from one base on the "
-    "same or close tasks and lie in one basin of the loss. With many different tasks every model's change is divided by the "
-    "number of models, and each task loses most of what its expert learned.",
+    doc="Averages the weights themselves, so no base is needed. It helps when the models were fine-tuned from one base "
+    "on the same or close tasks and lie in one basin of the loss. With many different tasks every model's change is"
+    " divided by the number of models, and each task loses most of what its expert learned.",
     gives="weights",
     base="unused",
     parameters=(
@@ -42,8 +42,13 @@ def _check(values: Resolved) -> None:
     check=_check,
 )
 def linear(
-    base: Tensor | None, experts: list[Tensor], *, context: Context, weight: list[float], normalize: bool
-) -> Tensor:  # noqa: ARG001
+    base: Tensor | None,  # noqa: ARG001
+    experts: list[Tensor],
+    *,
+    context: Context,  # noqa: ARG001
+    weight: list[float],
+    normalize: bool,
+) -> Tensor:
     """Σ w_t θ_t, divided by Σ w_t when ``normalize`` (Wortsman et al., 2022)."""
     if normalize:
         total = sum(weight)

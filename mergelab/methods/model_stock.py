@@ -54,9 +54,9 @@ def _filter_ratios(taus: list[Tensor]) -> Tensor:
     formula=r"\theta = t\,\bar\theta + (1-t)\,\theta_0,\quad t = \frac{K\cos\varphi}{1+(K-1)\cos\varphi}",
     paper="Model Stock (Jang et al., 2024)",
     url="https://arxiv.org/abs/2403.19522",
-    doc="Estimates, tensor by tensor, the centre around which fine-tuned models lie, from the mean cosine between their changes. "
-    "It helps for several runs on the same task, where two models come close to a soup of many. Experts of different tasks "
-    "are nearly orthogonal, the ratio is then near 0, and the result is almost the base.",
+    doc="Estimates, tensor by tensor, the centre around which fine-tuned models lie, from the mean cosine between their"
+    " changes. It helps for several runs on the same task, where two models come close to a soup of many. Experts "
+    "of different tasks are nearly orthogonal, the ratio is then near 0, and the result is almost the base.",
     base="required",
     models_min=2,
     parameters=(

@@ -16,8 +16,8 @@ def slerp_tensors(a: Tensor, b: Tensor, t: float, threshold: float) -> Tensor:
     """The point at ``t`` from ``a`` (0) to ``b`` (1) along the arc between their directions (Shoemake, 1985).
 
     The coefficients sin((1−t)φ)/sin φ and sin(tφ)/sin φ come from the angle between the flattened tensors and weigh the
-    tensors as they are. Straight interpolation where the directions are parallel or opposite (|cos φ| > threshold), or one
-    tensor is zero.
+    tensors as they are. Straight interpolation where the directions are parallel or opposite (|cos φ| > threshold), or
+    one tensor is zero.
     """
     norms = math.sqrt(dot(a, a) * dot(b, b))
     cosine = max(-1.0, min(1.0, dot(a, b) / norms)) if norms > 0 else 1.0
@@ -34,21 +34,23 @@ def slerp_tensors(a: Tensor, b: Tensor, t: float, threshold: float) -> Tensor:
     title="SLERP",
     group="averages",
     summary="Go from one model to another along the arc between them instead of the straight line.",
-    formula=r"\theta = \frac{\sin((1-t)\varphi)}{\sin\varphi}\,\theta_1 + \frac{\sin(t\varphi)}{\sin\varphi}\,\theta_2,\quad "
+    formula=r"\theta = \frac{\sin((1-t)\varphi)}{\sin\varphi}\,\theta_1 "
+    r"+ \frac{\sin(t\varphi)}{\sin\varphi}\,\theta_2,\quad "
     r"\cos\varphi = \frac{\langle\theta_1,\theta_2\rangle}{\|\theta_1\|\,\|\theta_2\|}",
     paper="Animating rotation with quaternion curves (Shoemake, 1985)",
     url="https://doi.org/10.1145/325334.325242",
-    doc="Mixes exactly two models, tensor by tensor, so that the norm does not shrink half-way as it does on a straight line. "
-    "It helps when two models, or two task vectors, point in clearly different directions. Two fine-tunes of one base are "
-    "almost parallel as whole weights, so there it is the plain mean: choose space=task_vectors for a difference.",
+    doc="Mixes exactly two models, tensor by tensor, so that the norm does not shrink half-way as it does on a straight"
+    " line. It helps when two models, or two task vectors, point in clearly different directions. Two fine-tunes of"
+    " one base are almost parallel as whole weights, so there it is the plain mean: choose space=task_vectors for a"
+    " difference.",
     gives="weights",
     base="optional",
     models_min=2,
     models_max=2,
     parameters=(
-        Parameter("t", "float", 0.5, (0.0, 1.0), step=0.05, help="Where between the two: 0 is the first model, 1 the second."),
+        Parameter("t", "float", 0.5, (0.0, 1.0), step=0.05, help="Where between: 0 the first model, 1 the second."),
         Parameter("space", "choice", "weights", ("weights", "task_vectors"),
-                  help="Whether whole weights are interpolated, or the differences from the base (which is then needed)."),
+                  help="Whether whole weights are interpolated, or their differences from the base (then needed)."),
         Parameter("threshold", "float", 0.9995, (0.0, 1.0), step=0.0005, slider=(0.9, 1.0),
                   help="Above this |cosine| a straight line is taken."),
     ),

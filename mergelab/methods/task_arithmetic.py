@@ -17,9 +17,9 @@ from .declaration import Promises, method
     formula=r"\theta = \theta_0 + \lambda \sum_t w_t\,(\theta_t - \theta_0)",
     paper="Editing models with task arithmetic (Ilharco et al., 2022)",
     url="https://arxiv.org/abs/2212.04089",
-    doc="Adds the experts' differences from the base, scaled by one coefficient; a negative weight takes a task away. It helps "
-    "when task vectors hardly overlap, which is usual for different tasks on one large base. When they conflict they cancel "
-    "or overshoot, and the coefficient has to be chosen on validation data.",
+    doc="Adds the experts' differences from the base, scaled by one coefficient; a negative weight takes a task away. "
+    "It helps when task vectors hardly overlap, which is usual for different tasks on one large base. When they "
+    "conflict they cancel or overshoot, and the coefficient has to be chosen on validation data.",
     base="required",
     parameters=(
         weight("How much of this model's task vector is added; negative takes it away."),

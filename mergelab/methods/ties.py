@@ -96,10 +96,10 @@ def _passes(values: Resolved) -> int:
     r"s = \operatorname{sgn}\textstyle\sum_t \hat\tau_t,\quad \hat\tau_t = \operatorname{top}_{k}(\tau_t)",
     paper="TIES-Merging (Yadav et al., 2023)",
     url="https://arxiv.org/abs/2306.01708",
-    doc="Drops the small entries of every task vector, which are mostly noise, and lets the rest vote on each entry's sign, so "
-    "that tasks do not cancel each other. It helps when many experts conflict, and is less sensitive to its coefficient than "
-    "task arithmetic. It costs more time and has little to offer for one or two experts, or when what a task learned is "
-    "spread thinly over all weights.",
+    doc="Drops the small entries of every task vector, which are mostly noise, and lets the rest vote on each entry's "
+    "sign, so that tasks do not cancel each other. It helps when many experts conflict, and is less sensitive to "
+    "its coefficient than task arithmetic. It costs more time and has little to offer for one or two experts, or "
+    "when what a task learned is spread thinly over all weights.",
     base="required",
     parameters=(
         Parameter("density", "float", 0.2, (0.0, 1.0), per_model=True, step=0.05,
@@ -107,11 +107,11 @@ def _passes(values: Resolved) -> int:
         scale(1.0, "Scales the merged task vector; 0.8 to 1.8 is usual with combine=mean, about 0.3 with sum."),
         weight("How much this model's entries count among those that agree."),
         Parameter("trim", "choice", "model", ("model", "tensor"),
-                  help="Whether the largest entries are chosen over the whole model (the paper) or in each tensor (mergekit)."),
+                  help="Whether the largest entries are of the whole model (the paper) or of each tensor (mergekit)."),
         ELECT,
         COMBINE,
         Parameter("zero_sum", "choice", "majority", ("majority", "positive"),
-                  help="The sign where votes cancel exactly: the one that most entries elect (the authors' code) or plus."),
+                  help="The sign where votes cancel exactly: what most entries elect (the authors' code), or plus."),
     ),
     promises=Promises(identity={"density": 1.0}, zero={"lambda": 0.0}, equal={"density": 1.0}),
     cost=Cost(copies=4, copies_per_model=1, passes=_passes, work=8),

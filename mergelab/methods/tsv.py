@@ -24,7 +24,7 @@ def is_matrix(name: str, tensor: Tensor, embeddings: str) -> bool:
 
 
 def merge_matrices(taus: list[Tensor], weights: list[float]) -> Tensor:
-    """U⊥·diag(S)·V⊥ᵀ from the leading ⌊r/T⌋ (at least one) singular triples of each task's matrix [m, n], r = min(m, n)."""
+    """U⊥·diag(S)·V⊥ᵀ from the leading max(1, ⌊r/T⌋) singular triples of each task's matrix [m, n], r = min(m, n)."""
     rank = max(1, min(taus[0].shape) // len(taus))
     triples = [top_directions(tau, rank) for tau in taus]
     s = torch.cat([s * weight for (_, s, _), weight in zip(triples, weights, strict=True)])
@@ -40,20 +40,20 @@ def merge_matrices(taus: list[Tensor], weights: list[float]) -> Tensor:
     title="TSV-Merge",
     group="spectral",
     summary="Keep each task's leading singular directions, make them orthogonal across tasks, add them up.",
-    formula=r"\theta = \theta_0 + \lambda\, U_\perp\, \mathrm{diag}(S)\, V_\perp^\top,\quad U = [U_1^{(k)} \cdots U_T^{(k)}],\; "
-    r"U_\perp = \mathrm{polar}(U),\; k = \lfloor r/T \rfloor",
+    formula=r"\theta = \theta_0 + \lambda\, U_\perp\, \mathrm{diag}(S)\, V_\perp^\top,\quad "
+    r"U = [U_1^{(k)} \cdots U_T^{(k)}],\; U_\perp = \mathrm{polar}(U),\; k = \lfloor r/T \rfloor",
     paper="Task Singular Vectors (Gargiulo et al., 2024)",
     url="https://arxiv.org/abs/2412.00081",
-    doc="Each layer's change is nearly of low rank, so a share 1/T of its singular directions is kept per task, and the "
-    "directions of all tasks are orthogonalised so that they interfere less. It is among the best methods without data for "
-    "many experts of different tasks, with lambda 1. It takes a decomposition per matrix and expert, which is slow for large "
-    "models, and vectors (biases, norms) are only averaged.",
+    doc="Each layer's change is nearly of low rank, so a share 1/T of its singular directions is kept per task, and the"
+    " directions of all tasks are orthogonalised so that they interfere less. It is among the best methods without "
+    "data for many experts of different tasks, with lambda 1. It takes a decomposition per matrix and expert, which"
+    " is slow for large models, and vectors (biases, norms) are only averaged.",
     base="required",
     parameters=(
         scale(1.0, "Scales the merged task vector."),
         weight("Scales this model's singular values; its directions stay."),
         Parameter("embeddings", "choice", "decompose", ("decompose", "average"),
-                  help="Whether token and position embeddings are decomposed like other matrices (the paper) or averaged."),
+                  help="Whether token and position embeddings are decomposed as the paper does, or averaged."),
     ),
     promises=Promises(identity={}, zero={"lambda": 0.0}),
     cost=Cost(copies=4, copies_per_model=3, work=4, spectral=True),
