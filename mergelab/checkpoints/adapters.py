@@ -135,9 +135,7 @@ def open_adapter(folder: Path, base: Checkpoint, *, name: str, source: str) -> A
     path = folder / WEIGHTS
     if not path.is_file():
         if (folder / "adapter_model.bin").exists():
-            raise CheckpointError(
-                f"{folder.name} has its adapter only as the pickle adapter_model.bin. {PICKLE_ADVICE}"
-            )
+            raise CheckpointError(f"{folder.name} has only the pickle adapter_model.bin. {PICKLE_ADVICE}")
         raise CheckpointError(f"{folder.name} has {CONFIG} but no {WEIGHTS}: download or train it again.")
     adapter = FileCheckpoint({WEIGHTS: path}, name=name, source=source, folder=folder)
     return AdapterCheckpoint(base, adapter, settings, name=name, source=source)

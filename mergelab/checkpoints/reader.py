@@ -56,6 +56,8 @@ class FileCheckpoint(Checkpoint):
             infos.update(header.infos)
             self._where.update({key: (file, *span) for key, span in header.spans.items()})
             metadata.update(header.metadata)
+        if not infos:
+            raise CheckpointError(f"{next(iter(files), name)} holds no tensors: name a file or folder with weights.")
         aliases = aliases_of(metadata, infos)
         super().__init__(name, source, infos, aliases=aliases, config=config, folder=folder, metadata=metadata)
         self._files = dict(files)

@@ -41,8 +41,9 @@ def load(
     Hugging Face or OpenCLIP layout, or a PEFT adapter), ``hub:org/name[@revision][/subfolder]``, a mapping of tensors,
     or a checkpoint (returned as it is). An adapter and its base are read as one full checkpoint.
 
-    ``base`` is for adapters: the model that the adapter was trained on. It may be left out inside a zoo and where the
-    adapter's config names a local folder or a source. ``allow_pickle`` opens ``.bin``/``.pt`` files with
+    ``base`` is for adapters: the model that the adapter was trained on. An adapter in a zoo always stands on the zoo's
+    base; elsewhere ``base`` comes first, and may be left out where the adapter's config names a folder on this machine or
+    a ``zoo:`` source. Checkpoints that are no adapters take no notice of it. ``allow_pickle`` opens ``.bin``/``.pt`` files with
     ``torch.load(weights_only=True)``. ``token`` goes to ``huggingface_hub``; the default sends none.
 
     The network is used for ``hub:`` sources only. Raises CheckpointError or HubError that say what to do.
@@ -147,14 +148,14 @@ def zoo_path(source: str) -> Path:
 
 
 def _base_of(adapter: Path, base: Any, token: bool | str) -> Checkpoint:
-    """The base of an adapter: the one given, the zoo's, or what its config names on this machine."""
-    if base is not None:
-        return load(base, token=token)
+    """The base of an adapter: its zoo's, the one given, or what its config names on this machine."""
     zoo = adapter.resolve().parent.parent
     if (zoo / "zoo.json").is_file() and (zoo / "base").is_dir():
         shipped = zoo_folders().get(zoo.name)
         source = f"zoo:{zoo.name}/base" if shipped is not None and shipped.resolve() == zoo else str(zoo / "base")
         return load(source)
+    if base is not None:
+        return load(base, token=token)
     from .adapters import read_adapter_config
 
     named = read_adapter_config(adapter).get("base_model_name_or_path")
