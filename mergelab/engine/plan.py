@@ -14,7 +14,7 @@ from ..errors import MethodError, RecipeError
 from ..methods import Method
 from ..recipe import DTYPES, Recipe, readable_name
 from .shared import Shared, shared_by
-from .structure import Item, Structure, compare
+from .structure import FLOATS, Item, Structure, compare
 
 _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -53,7 +53,7 @@ class Plan:
 
     def code(self, item: Item) -> str:
         """The dtype code in which a tensor comes out."""
-        return self.out_dtype if item.merge and self.out_dtype else item.dtype
+        return self.out_dtype if self.out_dtype and item.dtype in FLOATS else item.dtype
 
     def with_parameters(
         self,

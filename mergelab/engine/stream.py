@@ -142,7 +142,8 @@ def merge_item(
     ``kept`` holds merged task vectors that need only their coefficient; those made here are put into ``fresh``.
     """
     if not item.merge:
-        return read(plan.reference, item.name).clone()
+        copied = read(plan.reference, item.name)
+        return copied.to(_TORCH.get(plan.code(item), copied.dtype), copy=True)
     out = _computed(plan, item, device, survey, kept=kept, fresh=fresh)
     if tuple(out.shape) != item.shape:
         raise RuntimeError(f"method {plan.method.name} made {tuple(out.shape)} of {item.shape} for {item.name}")

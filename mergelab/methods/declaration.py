@@ -189,6 +189,8 @@ class Method:
         ``parameters`` maps names to one value, or for a per-model parameter also to a sequence (in the order of
         ``names``) or a mapping by model name; ``per_model`` maps a model's name to its own values, which win.
         """
+        if not names:
+            raise MethodError(f"Method {self.name!r} got no models; give at least {self.models_min}.")
         given: dict[str, Any] = {}
         for name, value in parameters.items():
             parameter = self.parameter(name)
@@ -247,8 +249,6 @@ class Method:
 
     def check_models(self, count: int, has_base: bool, values: Resolved) -> None:
         """Raise MethodError when there are too few or too many models, or the base is missing or of no use."""
-        if count == 0:
-            raise MethodError(f"Method {self.name!r} got no models; give at least {self.models_min}.")
         if count < self.models_min or (self.models_max is not None and count > self.models_max):
             wanted = (
                 f"exactly {self.models_min}" if self.models_min == self.models_max else f"at least {self.models_min}"
