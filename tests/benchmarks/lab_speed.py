@@ -78,3 +78,97 @@ class Server:
         self.process.wait(timeout=20)
         self.log.close()
         shutil.rmtree(self.home, ignore_errors=True)
+
+
+class Visit:
+    """One visitor's page in a headless Chromium."""
+
+    def __init__(self, page: object) -> None:
+        self.page = page
+
+    def first_screen(self, port: int) -> float:
+        """Seconds from asking for the page until the radar, the table and the prediction stand there."""
+        started = time.perf_counter()
+        self.page.goto(f"http://127.0.0.1:{port}/")
+        for part in ("#radar .js-plotly-plot .scatterlayer .trace", "#main-table td", "#live-plot .js-plotly-plot .trace"):
+            self.page.wait_for_selector(part, timeout=120_000)
+        return time.perf_counter() - started
+
+    def release(self, share: float) -> tuple[float, str]:
+        """Drag the coefficient's slider to ``share`` of its length; seconds from letting go to the new numbers."""
+        before = self.page.inner_text("#main-table")
+        slider = self.page.locator("#parameter-lambda input[type=range]")
+        slider.scroll_into_view_if_needed()
+        box = slider.bounding_box()
+        middle = box["y"] + box["height"] / 2
+        self.page.mouse.move(box["x"] + 2, middle)
+        self.page.mouse.down()
+        self.page.mouse.move(box["x"] + share * box["width"], middle, steps=4)
+        self.page.mouse.up()
+        started = time.perf_counter()
+        value = float(self.page.input_value("#parameter-lambda input[type=number]"))
+        self.page.wait_for_function(
+            """([before, shown]) => document.querySelector('#main-table').innerText !== before
+                && document.querySelector('#status').innerText.includes(shown)
+                && /\\d+ test images a task/.test(document.querySelector('#status').innerText)""",
+            arg=[before, f"λ={value:g}:"],
+            timeout=120_000,
+            polling=20,
+        )
+        return time.perf_counter() - started, self.page.inner_text("#status")
+
+    def refined(self) -> float:
+        """Seconds until the same result stands there for the whole test sets."""
+        started = time.perf_counter()
+        self.page.wait_for_function(
+            "() => /on the whole test sets/.test(document.querySelector('#status').innerText)"
+            " && !/Refining/.test(document.querySelector('#status').innerText)",
+            timeout=300_000,
+            polling=50,
+        )
+        return time.perf_counter() - started
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):6.2f}  ({min(values):.2f} to {max(values):.2f}, n={len(values)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9, help="released sliders (default: 9)")
+    rounds = parser.parse_args().rounds
+    from playwright.sync_api import sync_playwright
+
+    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    rows = [("import mergelab", 0.3, [import_seconds() for _ in range(5)])]
+    yardstick = forward_seconds(5)
+    starts, firsts = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=QUIET)
+        for turn in range(3):
+            with Server() as server:
+                starts.append(server.answered)
+                visit = Visit(browser.new_page(viewport={"width": 1280, "height": 800}))
+                firsts.append(visit.first_screen(server.port))
+                if turn < 2:
+                    continue
+                visit.release(0.3)  # the first one also waits for the models to be read
+                visit.refined()
+                released = [visit.release(0.05 + 0.9 * n / max(1, rounds - 1))[0] for n in range(rounds)]
+                refined = []
+                for share in (0.12, 0.22, 0.34):
+                    visit.release(share)
+                    refined.append(visit.refined())
+        browser.close()
+    rows += [("app.py to a page that answers", 12, starts), ("first screen complete, after that", 5, firsts)]
+    rows += [("slider released to new radar and table", 2, released), ("refined on the whole test sets", 20, refined)]
+    print(f"{'what':42} {'at most':>7}  median (smallest to largest)")
+    for what, most, values in rows:
+        print(f"{what:42} {most:>5} s  {spread(values)}")
+    print(f"{'yardstick: one forward pass, 8 x 40 images':42} {'':>7}  {spread(yardstick)}")
+    ratio = statistics.median(released) / statistics.median(yardstick)
+    print(f"a released slider costs {ratio:.2f} times that pass; {os.cpu_count()} cores")
+
+
+if __name__ == "__main__":
+    main()
