@@ -1,6 +1,6 @@
 """Geometry of task vectors: tensors in, tables of numbers out."""
 
-from .geometry import geometry
+from .compare import geometry
 from .layers import layers_of
 from .tables import ConflictTable, CosineTable, Geometry, NormTable
 

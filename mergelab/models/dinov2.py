@@ -47,7 +47,7 @@ class Dinov2(Family):
                 qkv_bias=flag(config, "qkv_bias", True),
                 use_swiglu_ffn=flag(config, "use_swiglu_ffn", False),
                 use_mask_token=False,  # only pre-training masks
-                attn_implementation="sdpa",
+                attn_implementation="sdpa",  # type: ignore[call-arg]
             )
         )
 

@@ -42,11 +42,11 @@ class HFClip(Family):
                 text_config=_text(_part(config, "text_config"), projection),
                 vision_config=vision,
                 projection_dim=projection,
-                attn_implementation="sdpa",
+                attn_implementation="sdpa",  # type: ignore[call-arg]
             )
             return CLIPModel(settings)
         kind = CLIPVisionModelWithProjection if "visual_projection.weight" in names else CLIPVisionModel
-        return kind(CLIPVisionConfig(**vision, attn_implementation="sdpa"))
+        return kind(CLIPVisionConfig(**vision, attn_implementation="sdpa"))  # type: ignore[call-arg]
 
     def canonical(self, name: str) -> str:
         # transformers 5 writes CLIPVisionModel without the prefix that 4 wrote; no other tower shares these names

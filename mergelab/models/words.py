@@ -39,10 +39,10 @@ def folder_tokenizer(folder: Path | None, context: int, vocabulary: int) -> Toke
     own = (folder / "tokenizer.json").is_file()
     if not own and not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
         return None
-    from transformers import CLIPTokenizerFast
+    from transformers import CLIPTokenizer
 
     try:
-        tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # any kind of damage, any kind of exception
         raise CheckpointError(f"The tokenizer in {folder.name} cannot be read: {str(error)[:150]}") from None
 

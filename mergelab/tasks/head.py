@@ -93,8 +93,7 @@ def load_head(folder: str | Path) -> Head:
     """The head that was trained with an expert: ``head.safetensors`` (weight [C, d], bias [C]) in its folder."""
     from ..checkpoints import load
 
-    path = Path(folder)
-    path = path / "head.safetensors" if path.is_dir() else path
+    path = Path(folder) / "head.safetensors"
     if not path.is_file():
         raise TaskError(f"{path.parent.name} has no head.safetensors, so the expert has no head. Build the zoo again.")
     try:

@@ -18,7 +18,7 @@ SIZE = 32
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 50_000_000
 #: Plain picture formats; none that runs a program (EPS) or holds documents (PDF).
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")
 _ASK = "Give a PNG, JPEG, WebP, GIF or BMP picture."
 
 
@@ -84,6 +84,10 @@ def _from_bytes(raw: bytes) -> Image.Image:
             picture = Image.open(io.BytesIO(raw), formats=FORMATS)
     except UnidentifiedImageError:
         raise TaskError(f"This is not a picture that can be read. {_ASK}") from None
+    except Image.DecompressionBombError:
+        raise TaskError(
+            f"The picture has far more than {MAX_PIXELS // 10**6} million pixels. Make it smaller."
+        ) from None
     except Exception as error:  # decoders raise anything on damaged headers
         raise TaskError(f"The picture cannot be opened ({_first(error)}). {_ASK}") from None
     return _load(picture)

@@ -24,6 +24,7 @@ SPLITS = ("train", "val", "test")
 HELD_OUT = 0.15
 MAX_CLASSES = 100_000
 _TEXT_CAP = 2000
+_SAID = ("source", "licence", "note")
 
 
 @dataclass(frozen=True)
@@ -243,9 +244,12 @@ def _bare(folder: Path) -> Suite:
         pack = Pack(path)
         if "classes" not in pack:
             raise TaskError(f"{path.name} has no 'classes' (the class names in label order), so it is not a task.")
-        said = {key: " ".join(pack.texts(key))[:_TEXT_CAP] for key in ("source", "licence", "note") if key in pack}
         templates = pack.texts("templates") if "templates" in pack else ("a photo of {}.",)
-        tasks.append(Task(path.stem, path.stem, pack.texts("classes"), path, templates, seen=False, **said))
+        source, licence, note = (" ".join(pack.texts(k))[:_TEXT_CAP] if k in pack else "" for k in _SAID)
+        classes = pack.texts("classes")
+        if len(classes) < 2:
+            raise TaskError(f"{path.name} names {len(classes)} classes; a task has at least 2.")
+        tasks.append(Task(path.stem, path.stem, classes, path, templates, False, source, licence, note))
     if not tasks:
         raise TaskError(f"{folder} holds no suite: there is no suite.json, no zoo.json and no .npz task in it.")
     return Suite(folder.name, folder.name, tuple(tasks), folder)

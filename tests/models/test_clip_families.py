@@ -64,7 +64,7 @@ TASK = Task("pets", "Pets", ("cat", "dog", "red fox"), path=None, templates=("a 
 
 
 def test_both_layouts_give_the_same_features_and_logits(pair, pictures):
-    clip, hf, other = pair
+    _, hf, other = pair
     assert (hf.family, other.family, hf.width, other.width, hf.resolution, other.resolution) == (
         "hf_clip", "open_clip", 24, 24, 28, 28)  # fmt: skip
     torch.testing.assert_close(hf.encode(pictures), other.encode(pictures), rtol=1e-4, atol=1e-5)
@@ -204,3 +204,19 @@ def test_open_clip_configurations_that_lie(saved, where, change, message):
 def test_clip_configurations_that_lie(saved, change, message):
     with pytest.raises(CheckpointError, match=message):
         build(str(saved(random_clip().state_dict(), {**clip_config(), **change})), device="cpu")
+
+
+def test_tokenizer_files_beside_the_weights_are_used(saved):
+    """A byte-pair vocabulary of a few letters, as CLIP's own files are laid out."""
+    letters = {"<|startoftext|>": 0, "<|endoftext|>": 1, "c": 2, "a": 3, "t</w>": 4, "ca": 5, "cat</w>": 6, "a</w>": 7}
+    small = {**TEXT, "vocab_size": 8, "eos_token_id": 1}
+    from transformers import CLIPConfig, CLIPModel
+
+    parts = {"vision_config": VISION, "projection_dim": 8}
+    module = CLIPModel(CLIPConfig(**parts, text_config={**small, "bos_token_id": 0, "pad_token_id": 1}))
+    folder = saved(module.state_dict(), {"model_type": "clip", **parts, "text_config": small}, vocab=letters)
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    model = build(str(folder), device="cpu")
+    assert model.has_text
+    tokens = torch.tensor([[0, 6, 1], [0, 7, 1]])
+    torch.testing.assert_close(model.encode_text(["cat", "a"]), model.encode_tokens(tokens))
