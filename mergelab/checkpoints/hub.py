@@ -208,7 +208,9 @@ def _from_cache(repo: str, revision: str | None, sub: str, base: Any, token: boo
     source = f"hub:{repo}@{sha}" + (f"/{sub}" if sub else "")
     name = (sub or repo).rpartition("/")[2]
     try:
-        return load_local(folder / sub, source=source, name=name, base=base, token=token)
+        found = load_local(folder / sub, source=source, name=name, base=base, token=token)
+        # Without a config it may be another program's download of the weights alone.
+        return found if found.config is not None or hc.is_offline() else None
     except CheckpointError:
         if hc.is_offline() and _has_weights(folder / sub):
             raise

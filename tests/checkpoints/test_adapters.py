@@ -146,7 +146,7 @@ def test_an_adapter_of_another_base_names_what_does_not_fit(tmp_path: Path) -> N
         load(tmp_path, base={"other.weight": torch.ones(3, 2)})
     with pytest.raises(CheckpointError, match=r"'fc.weight' has shape \[3, 2\], and the base needs \[2, 3\]"):
         load(tmp_path, base={"fc.weight": torch.ones(2, 3)})
-    with pytest.raises(CheckpointError, match="stores as I64"):
+    with pytest.raises(CheckpointError, match=r"stores as I64"):
         load(tmp_path, base={"fc.weight": torch.ones(3, 2).long()})
 
 
@@ -155,13 +155,13 @@ def test_half_an_adapter_is_refused(tmp_path: Path) -> None:
     weights = tmp_path / "adapter_model.safetensors"
     kept = {name: tensor for name, tensor in load_file(weights).items() if "lora_A" in name}
     save_file(kept, weights)
-    with pytest.raises(CheckpointError, match="only one of the two factors of 'fc'"):
+    with pytest.raises(CheckpointError, match=r"only one of the two factors of 'fc'"):
         load(tmp_path, base=base)
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"adapter_config.json but no adapter_model.safetensors"):
         load(tmp_path, base=base)
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="only the pickle"):
+    with pytest.raises(CheckpointError, match=r"only the pickle"):
         load(tmp_path, base=base)
 
 
@@ -169,7 +169,7 @@ def test_a_tensor_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     base = simple(tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     save_file({**load_file(weights), "base_model.model.fc.lora_magnitude_vector": torch.ones(3)}, weights)
-    with pytest.raises(CheckpointError, match="lora_magnitude_vector"):
+    with pytest.raises(CheckpointError, match=r"lora_magnitude_vector"):
         load(tmp_path, base=base)
 
 
@@ -204,7 +204,7 @@ def test_the_base_is_found_or_asked_for(tmp_path: Path) -> None:
     adapter.mkdir()
     base.mkdir()
     save_file(simple(adapter), base / "model.safetensors")
-    with pytest.raises(CheckpointError, match="Pass base="):
+    with pytest.raises(CheckpointError, match=r"Pass base="):
         load(adapter)
     simple(adapter, base_model_name_or_path="openai/clip-vit-base-patch32")
     with pytest.raises(CheckpointError, match=r"names 'openai/clip-vit-base-patch32': pass base=.*hub:"):

@@ -144,9 +144,9 @@ def test_dtype_codes_go_both_ways() -> None:
     for code in ("F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64"):
         assert dtype_code(torch_dtype(code)) == code
     assert torch_dtype("BF16") is torch.bfloat16
-    with pytest.raises(CheckpointError, match="no dtype for 'F4'"):
+    with pytest.raises(CheckpointError, match=r"no dtype for 'F4'"):
         torch_dtype("F4")
-    with pytest.raises(CheckpointError, match="complex128"):
+    with pytest.raises(CheckpointError, match=r"complex128"):
         dtype_code(torch.complex128)
 
 
@@ -173,7 +173,7 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path, monkeypatch: pyt
 
 def test_an_unknown_tensor_is_a_key_error_with_a_suggestion(tmp_path: Path) -> None:
     save_file({"encoder.weight": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(KeyError, match="Did you mean 'encoder.weight'"):
+    with pytest.raises(KeyError, match=r"Did you mean 'encoder.weight'"):
         load(tmp_path)["encoder.weigth"]
 
 
@@ -187,7 +187,7 @@ def test_a_tensor_outlives_its_file(tmp_path: Path) -> None:
         file.truncate(10)
     checkpoint.close()
     assert held.sum() == 150_000
-    with pytest.raises(CheckpointError, match="changed since it was opened"):
+    with pytest.raises(CheckpointError, match=r"changed since it was opened"):
         checkpoint["w"]
 
 
@@ -257,7 +257,7 @@ def test_an_index_that_points_elsewhere_opens_nothing(case: str, tmp_path: Path)
     content = json.loads(index.read_text())
     content["weight_map"]["w"] = INDEXES[case]
     index.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="not the plain name") as caught:
+    with pytest.raises(CheckpointError, match=r"not the plain name") as caught:
         load(folder)
     assert "'w'" in str(caught.value) and str(caught.value).isprintable()
 
@@ -272,24 +272,24 @@ def test_index_and_shards_must_agree(tmp_path: Path, tensors: Tensors) -> None:
         index.write_text(json.dumps(changed))
 
     altered(lambda weights: weights.update({"extra": "model-00001-of-00002.safetensors"}))
-    with pytest.raises(CheckpointError, match="'extra' in model-00001-of-00002.safetensors, which does not hold it"):
+    with pytest.raises(CheckpointError, match=r"'extra' in model-00001-of-00002.safetensors, which does not hold it"):
         load(tmp_path)
     altered(lambda weights: weights.pop("steps"))
-    with pytest.raises(CheckpointError, match="holds tensor 'steps', which .* does not list"):
+    with pytest.raises(CheckpointError, match=r"holds tensor 'steps', which .* does not list"):
         load(tmp_path)
     altered(lambda weights: weights.update({"encoder.weight": "model-00002-of-00002.safetensors"}))
-    with pytest.raises(CheckpointError, match="'encoder.weight'"):
+    with pytest.raises(CheckpointError, match=r"'encoder.weight'"):
         load(tmp_path)
     index.write_text(json.dumps(content))
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="1 of 2 files .* missing, such as model-00002-of-00002.safetensors"):
+    with pytest.raises(CheckpointError, match=r"1 of 2 files .* missing, such as model-00002-of-00002.safetensors"):
         load(tmp_path)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     shard(tmp_path, {"a": torch.ones(1), "b": torch.ones(1)})
     save_file({"a": torch.zeros(1), "b": torch.ones(1)}, tmp_path / "model-00002-of-00002.safetensors")
-    with pytest.raises(CheckpointError, match="'a'"):
+    with pytest.raises(CheckpointError, match=r"'a'"):
         load(tmp_path)
 
 
@@ -298,14 +298,14 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
 )
 def test_a_broken_index_is_refused(raw: bytes, tmp_path: Path) -> None:
     shard(tmp_path, {"a": torch.ones(1)}, files=1).write_bytes(raw)
-    with pytest.raises(CheckpointError, match="model.safetensors.index.json is malformed"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json is malformed"):
         load(tmp_path)
 
 
 def test_shards_without_their_index_are_not_whole(tmp_path: Path, tensors: Tensors) -> None:
     """The writer writes the index last: shards alone are what an interrupted copy leaves."""
     shard(tmp_path, tensors).unlink()
-    with pytest.raises(CheckpointError, match="no index"):
+    with pytest.raises(CheckpointError, match=r"no index"):
         load(tmp_path)
 
 
@@ -314,7 +314,7 @@ def test_a_folder_of_an_unfinished_write_does_not_load(tmp_path: Path, tensors: 
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
     for source in (folder, folder / "model.safetensors"):
-        with pytest.raises(CheckpointError, match="did not finish"):
+        with pytest.raises(CheckpointError, match=r"did not finish"):
             load(source)
 
 
@@ -329,18 +329,18 @@ def test_links_of_the_download_cache_are_followed(tmp_path: Path, tensors: Tenso
 
 def test_a_pipe_or_folder_under_the_name_of_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match="not a file"):
+    with pytest.raises(CheckpointError, match=r"not a file"):
         load(tmp_path)
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="not a file"):
+    with pytest.raises(CheckpointError, match=r"not a file"):
         load(tmp_path / "pipe")
 
 
 def test_a_broken_config_is_named(tmp_path: Path, tensors: Tensors) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{'model_type': 'x'}")
-    with pytest.raises(CheckpointError, match="config.json is malformed"):
+    with pytest.raises(CheckpointError, match=r"config.json is malformed"):
         load(tmp_path)
 
 
@@ -357,7 +357,7 @@ class Trap:
 def test_pickles_are_refused_unless_asked_for(tmp_path: Path, tensors: Tensors) -> None:
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     for source in (tmp_path, tmp_path / "pytorch_model.bin"):
-        with pytest.raises(CheckpointError, match="allow_pickle=True"):
+        with pytest.raises(CheckpointError, match=r"allow_pickle=True"):
             load(source)
         same(load(source, allow_pickle=True), tensors)
 

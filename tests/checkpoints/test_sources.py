@@ -90,23 +90,23 @@ def test_a_source_that_names_nothing(source: str, words: str, zoo: Path) -> None
 
 @pytest.mark.parametrize("source", [None, 7, ["zoo:tiny/base"]])
 def test_what_is_no_source(source: object) -> None:
-    with pytest.raises(CheckpointError, match="is not a source"):
+    with pytest.raises(CheckpointError, match=r"is not a source"):
         load(source)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("place", ["../../secret", "/etc", "a/../../b", "..\\x", 7])
 def test_a_zoo_cannot_point_out_of_itself(place: object, zoo: Path) -> None:
     (zoo / "zoo.json").write_text(json.dumps({"experts": {"evil": place}}))
-    with pytest.raises(CheckpointError, match="outside the zoo"):
+    with pytest.raises(CheckpointError, match=r"outside the zoo"):
         load("zoo:tiny/evil")
 
 
 def test_a_zoo_that_is_not_whole(zoo: Path) -> None:
     (zoo / "zoo.json").write_text(json.dumps({"experts": {"gone": "experts/gone"}}))
-    with pytest.raises(CheckpointError, match="experts/gone is missing"):
+    with pytest.raises(CheckpointError, match=r"experts/gone is missing"):
         load("zoo:tiny/gone")
     (zoo / "zoo.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="zoo.json is malformed"):
+    with pytest.raises(CheckpointError, match=r"zoo.json is malformed"):
         load("zoo:tiny/base")
 
 

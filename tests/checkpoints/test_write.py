@@ -109,7 +109,7 @@ def test_progress_counts_tensors(tmp_path: Path, tensors: Tensors) -> None:
 def test_a_folder_with_something_in_it_is_kept(tmp_path: Path, tensors: Tensors) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="not empty"):
+    with pytest.raises(CheckpointError, match=r"not empty"):
         out_of(tmp_path, tensors)
     assert left_in(tmp_path / "out") == ["thesis.txt"] and left_in(tmp_path) == ["out"]
     out_of(tmp_path, tensors, overwrite=True)
@@ -139,7 +139,7 @@ def test_a_failed_overwrite_puts_the_old_folder_back(tmp_path: Path, monkeypatch
         raise CheckpointError("what lies there is not what was written")
 
     monkeypatch.setattr(module, "verify", broken)
-    with pytest.raises(CheckpointError, match="not what was written"):
+    with pytest.raises(CheckpointError, match=r"not what was written"):
         write(out, {"w": torch.zeros(3)}.items(), {"w": ("F32", (3,))}, config=None, overwrite=True)
     assert load(out)["w"].tolist() == [1, 1, 1] and left_in(tmp_path) == ["out"]
 
@@ -165,14 +165,14 @@ def test_tensors_that_are_not_as_planned_leave_nothing(case: str, tmp_path: Path
 
 def test_overflow_in_half_precision_is_named_and_can_be_allowed(tmp_path: Path) -> None:
     half = {"w": torch.tensor([70000.0]).half()}
-    with pytest.raises(CheckpointError, match="infinite as F16.*write in float32"):
+    with pytest.raises(CheckpointError, match=r"infinite as F16.*write in float32"):
         out_of(tmp_path, half)
     assert load(out_of(tmp_path, half, allow_nonfinite=True))["w"].isinf().all()
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "__metadata__", "a\nb"])
 def test_names_that_no_reader_should_meet_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be stored under the name"):
+    with pytest.raises(CheckpointError, match=r"cannot be stored under the name"):
         write(tmp_path / "out", [], {name: ("F32", (1,))}, config=None)
 
 
@@ -220,7 +220,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, mon
 
     monkeypatch.setattr("shutil.disk_usage", usage)
     out_of(tmp_path, {"w": torch.ones(225)})  # 900 bytes
-    with pytest.raises(CheckpointError, match="needs 1,012 bytes with a margin and 1,000 are free"):
+    with pytest.raises(CheckpointError, match=r"needs 1,012 bytes with a margin and 1,000 are free"):
         write(tmp_path / "more", {"w": torch.ones(230)}.items(), {"w": ("F32", (230,))}, config=None)
     assert left_in(tmp_path) == ["out"]
 
@@ -236,7 +236,7 @@ def test_a_disk_that_fills_up_leaves_nothing(code: int, tmp_path: Path, monkeypa
         return whole(handle, data[: max(1, len(data) // 2)], offset)  # short writes happen too
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    with pytest.raises(CheckpointError, match="cannot be written" if code == errno.EIO else "out needs 4,000 bytes"):
+    with pytest.raises(CheckpointError, match=r"cannot be written" if code == errno.EIO else "out needs 4,000 bytes"):
         out_of(tmp_path, {"a": torch.ones(10), "b": torch.ones(990)})
     assert left_in(tmp_path) == []
     monkeypatch.undo()
@@ -261,7 +261,7 @@ def test_no_step_of_the_end_leaves_something_that_looks_whole(
         return opened(path, mode, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "open", open_)
-    with pytest.raises(CheckpointError, match="disk is full"):
+    with pytest.raises(CheckpointError, match=r"disk is full"):
         out_of(tmp_path, {"a": torch.ones(10), "b": torch.ones(10)}, max_shard_bytes=40)
     assert partial and left_in(tmp_path) == []
 
@@ -350,10 +350,10 @@ def test_a_reused_process_number_does_not_protect_leftovers(tmp_path: Path) -> N
 
 
 def test_a_name_kept_for_unfinished_writes_is_refused(tmp_path: Path, tensors: Tensors) -> None:
-    with pytest.raises(CheckpointError, match="choose another"):
+    with pytest.raises(CheckpointError, match=r"choose another"):
         write(tmp_path / "x.partial-12-ab", tensors.items(), plan_of(tensors), config=None)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="not a folder"):
+    with pytest.raises(CheckpointError, match=r"not a folder"):
         write(tmp_path / "file", tensors.items(), plan_of(tensors), config=None)
-    with pytest.raises(CheckpointError, match="no tensor"):
+    with pytest.raises(CheckpointError, match=r"no tensor"):
         write(tmp_path / "out", [], {}, config=None)
