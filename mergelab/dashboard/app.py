@@ -41,7 +41,7 @@ def build_app(lab: Lab | None = None, settings: Settings | None = None) -> gr.Bl
             prediction=gr.State(first["prediction"]),
         )
         gr.HTML(HEADER, elem_id="header")
-        with gr.Tabs(selected="merge", elem_id="tabs"):
+        with gr.Tabs(selected="merge", elem_id="tabs", overflow_behavior="wrap"):
             with gr.Tab("Models", id="models", elem_id="tab-models"):
                 models.build(page, first)
             with gr.Tab("Merge", id="merge", elem_id="tab-merge"):
@@ -54,7 +54,9 @@ def build_app(lab: Lab | None = None, settings: Settings | None = None) -> gr.Bl
                 predict.build(page, first, shown)
         api.build(page, first["selection"])
         for handler, inputs, outputs in page.first_visit:
-            demo.load(handler, inputs, outputs, **CHEAP, **PRIVATE)
+            demo.load(
+                handler, inputs, outputs, show_progress="hidden", concurrency_id="first", concurrency_limit=4, **PRIVATE
+            )
     demo.queue(max_size=settings.queue_size, default_concurrency_limit=4)
     return demo
 
@@ -140,7 +142,7 @@ def launch_options(settings: Settings) -> dict[str, Any]:
     """What ``launch`` is called with: nothing is shared, nothing is watched, nothing of this machine is served."""
     return {
         "server_name": settings.server_name, "server_port": settings.server_port, "theme": theme.theme(),
-        "css_paths": [theme.styles()], "allowed_paths": [], "blocked_paths": [str(assets())],
+        "css_paths": [theme.styles()], "head": theme.HEAD, "allowed_paths": [], "blocked_paths": [str(assets())],
         "max_file_size": f"{settings.max_file_mb}mb", "show_error": False, "run_history": False,
         "enable_monitoring": False, "strict_cors": True, "footer_links": ["api", "settings"],
         "state_session_capacity": 2000, "ssr_mode": False, "pwa": False, "share": False, "quiet": True,

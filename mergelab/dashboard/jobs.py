@@ -21,6 +21,10 @@ Work: TypeAlias = Callable[[Progress, Stop], Any]
 _TICK = 0.2  # seconds between two looks at a working thread
 
 
+class Superseded(Cancelled):
+    """The work was ended because the same visitor asked for something newer."""
+
+
 @dataclass(frozen=True)
 class Step:
     """How far a job is: ``done`` of ``total`` (0: not known), in words."""
@@ -60,14 +64,17 @@ class Jobs:
         self._slot = threading.Lock()  # held by the thread that computes
         self._guard = threading.Lock()  # protects what is below
         self._running: dict[str, list[Stop]] = {}
+        self._superseded: set[int] = set()
         self._waiting = 0
         self._pause: Stop | None = None  # of the background work that runs now
         self._now = ""
 
-    def stop(self, session: str) -> int:
-        """Ask all work of a visitor to end; how many jobs were asked."""
+    def stop(self, session: str, *, superseded: bool = False) -> int:
+        """Ask all work of a visitor to end; how many jobs were asked. ``superseded``: by something newer of theirs."""
         with self._guard:
             stops = list(self._running.get(session, ()))
+            if superseded:
+                self._superseded.update(id(stop) for stop in stops)
         for stop in stops:
             stop.set()
         return len(stops)
@@ -86,9 +93,14 @@ class Jobs:
         threading.Thread(target=self._thread, args=(target, work, stop, news), daemon=True).start()
         try:
             yield from _follow(news)
+        except Cancelled as error:
+            if id(stop) in self._superseded:
+                raise Superseded(str(error)) from None
+            raise
         finally:
             stop.set()
             with self._guard:
+                self._superseded.discard(id(stop))
                 self._running[session].remove(stop)
                 if not self._running[session]:
                     del self._running[session]

@@ -13,20 +13,23 @@ import gradio as gr
 from ..errors import Cancelled, MergeLabError
 from . import controls, drafts, recipes, views
 from .errors import sentence, spoken
-from .jobs import Done, Step
+from .jobs import Done, Step, Superseded
 from .page import CHEAP, COMPUTE, PRIVATE, REFINE, Page, busy, session_of
 
 
 def build(page: Page, first: dict[str, Any]) -> dict[str, Any]:
     """Lay the tab out with what is shown first; gives the components that other tabs write to."""
     with gr.Row(elem_id="merge-row", equal_height=False):
-        with gr.Column(scale=5, min_width=300, elem_id="merge-left"):
+        with gr.Column(scale=5, min_width=280, elem_id="merge-left"):
             _controls(page, first)
-        with gr.Column(scale=12, min_width=320, elem_id="merge-view"):
+        with gr.Column(scale=15, min_width=320, elem_id="merge-view"):
             view = _view(page, first)
     out = view | _recipe(page, first)
-    _wire(page, out)
+    _wire(page, out, first)
     return out
+
+
+_RADAR, _BARS = 340, 215  # pixels: radar, table and prediction fit one screen
 
 
 # ---- layout -------------------------------------------------------------------------------------------------------------
@@ -58,7 +61,7 @@ def _controls(page: Page, first: dict[str, Any]) -> None:
 
     def choose(name: str, old: drafts.Draft, selection: dict[str, Any], request: gr.Request) -> Any:
         with spoken():
-            page.jobs.stop(session_of(request))
+            page.jobs.stop(session_of(request), superseded=True)
             new = drafts.fresh(page.methods[name], selection, old)
             return new, drafts.copied(new)
 
@@ -103,7 +106,7 @@ def _parameters(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> No
 
     def collect(draft: drafts.Draft, request: gr.Request, *values: Any) -> Any:
         with spoken():
-            page.jobs.stop(session_of(request))
+            page.jobs.stop(session_of(request), superseded=True)
             new = drafts.copied(draft)
             for name, value in zip(names, values, strict=True):
                 if name == "seed":
@@ -113,12 +116,12 @@ def _parameters(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> No
             return new
 
     def start_over(draft: drafts.Draft, request: gr.Request) -> Any:
-        page.jobs.stop(session_of(request))
+        page.jobs.stop(session_of(request), superseded=True)
         new = drafts.fresh(method, selection)
         return new, drafts.copied(new)
 
     def roll(draft: drafts.Draft, request: gr.Request) -> Any:
-        page.jobs.stop(session_of(request))
+        page.jobs.stop(session_of(request), superseded=True)
         new = drafts.copied(draft)
         new["seed"] = random.SystemRandom().randrange(1_000_000)
         return new, drafts.copied(new)
@@ -141,7 +144,7 @@ def _experts(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> None:
     title = "Experts and their weights" if weight else "Experts"
     with gr.Accordion(f"{title} ({len(selection['experts'])})", open=True, elem_id="experts"):
         for index, (name, model) in enumerate(form["models"].items()):
-            with gr.Row(elem_classes="ml-expert", equal_height=True):
+            with gr.Row(elem_classes="ml-expert", equal_height=False):
                 box = gr.Checkbox(
                     model["on"], label=name, container=False, interactive=True, scale=2, min_width=90, elem_id=f"expert-{index}-on"
                 )  # fmt: skip
@@ -165,7 +168,7 @@ def _experts(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> None:
 
     def collect(draft: drafts.Draft, request: gr.Request, *values: Any) -> Any:
         with spoken():
-            page.jobs.stop(session_of(request))
+            page.jobs.stop(session_of(request), superseded=True)
             new = drafts.copied(draft)
             for (name, key), value in zip(places, values, strict=True):
                 if key == "on":
@@ -176,7 +179,7 @@ def _experts(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> None:
 
     def separate(draft: drafts.Draft, request: gr.Request, *flags: bool) -> Any:
         with spoken():
-            page.jobs.stop(session_of(request))
+            page.jobs.stop(session_of(request), superseded=True)
             new = drafts.copied(draft)
             new["split"] = [p["name"] for p, flag in zip(others, flags, strict=True) if flag]
             return new, drafts.copied(new)
@@ -191,17 +194,17 @@ def _experts(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> None:
 
 def _view(page: Page, first: dict[str, Any]) -> dict[str, Any]:
     result, prediction = first["result"], first["prediction"]
-    with gr.Row(elem_id="status-row", equal_height=True):
+    with gr.Row(elem_id="status-row", equal_height=False):
         status = gr.HTML(first["status"], elem_id="status")
         stop = gr.Button("Stop", size="sm", variant="stop", elem_id="stop", min_width=70, scale=0)
     text = gr.Markdown(views.sentence(result), elem_id="sentence")
     with gr.Row(elem_id="figures", equal_height=False):
         with gr.Column(scale=1, min_width=320):
             radar = gr.Plot(
-                views.radar(result, height=390), label="Accuracy relative to each task's expert", show_label=False,
+                views.radar(result, height=_RADAR), label="Accuracy relative to each task's expert", show_label=False,
                 elem_id="radar", container=False,
             )  # fmt: skip
-        with gr.Column(scale=1, min_width=320):
+        with gr.Column(scale=1, min_width=320, elem_id="table-column"):
             table = gr.HTML(views.main_table(result), elem_id="main-table")
     with gr.Row(elem_id="live-prediction", equal_height=False):
         with gr.Column(scale=1, min_width=150, elem_id="live-picture-column"):
@@ -216,7 +219,7 @@ def _view(page: Page, first: dict[str, Any]) -> dict[str, Any]:
             another = gr.Button("Another picture", size="sm", elem_id="another")
         with gr.Column(scale=3, min_width=300):
             live = gr.Plot(
-                views.prediction_plot(prediction, height=270), label="What the models say", show_label=False,
+                views.prediction_plot(prediction, height=_BARS), label="What the models say", show_label=False,
                 elem_id="live-plot", container=False,
             )  # fmt: skip
             said = gr.Markdown(views.prediction_sentence(prediction), elem_id="live-sentence")
@@ -272,7 +275,7 @@ def _code(value: str, language: Any, elem_id: str) -> gr.Code:
 # ---- behaviour ----------------------------------------------------------------------------------------------------------
 
 
-def _wire(page: Page, out: dict[str, Any]) -> None:
+def _wire(page: Page, out: dict[str, Any], first: dict[str, Any]) -> None:
     view = [out["status"], out["radar"], out["table"], out["sentence"], page.result, page.prediction]
 
     def quick(
@@ -309,6 +312,8 @@ def _wire(page: Page, out: dict[str, Any]) -> None:
         count = page.jobs.stop(session_of(request))
         return gr.skip() if count else views.status("Nothing is running.")
 
+    if first["result"] is None:  # nothing was shipped: measure when a visitor arrives
+        page.first_visit.append((quick, [page.draft, page.selection, page.picture, page.result], view))
     page.draft.change(recipe_forms, [page.draft, page.selection], out["forms"], **CHEAP, **PRIVATE)
     page.draft.change(
         quick, [page.draft, page.selection, page.picture, page.result], view, trigger_mode="always_last",
@@ -337,9 +342,11 @@ def _show(
                 result, prediction = item.value
                 extra = "Refining on the whole test sets …" if per_task is not None else ""
                 yield [
-                    views.result_status(result, extra), views.radar(result, height=390), views.main_table(result),
+                    views.result_status(result, extra), views.radar(result, height=_RADAR), views.main_table(result),
                     views.sentence(result), result, prediction if prediction else gr.skip(),
                 ]  # fmt: skip
+    except Superseded:
+        return
     except Cancelled:
         yield [views.result_status(old, "Stopped; these numbers are the last ones that were measured."), *views.skip(5)]
     except Exception as error:
@@ -377,7 +384,7 @@ def _wire_files(page: Page, out: dict[str, Any]) -> None:
             if draft is None:
                 selection = drafts.selection_of(recipe)
                 draft = drafts.from_recipe(recipe, method, selection)
-            page.jobs.stop(session_of(request))
+            page.jobs.stop(session_of(request), superseded=True)
             said = views.note(f"Opened: {recipe.title or method['title']}, {len(recipe.models)} models.")
             return said, selection, draft, drafts.copied(draft)
         except Exception as error:

@@ -230,7 +230,7 @@ def card(page: Page, selection: Mapping[str, Any]) -> str:
     ]
     body.insert(0, ["base", "–", f"<code>{html.escape(_shown(selection['base']))}</code>"])
     caption = f"On the bench: {selection['title']}"
-    return views.table(["Checkpoint", "Task", "Source"], body, caption)
+    return views.table(["Checkpoint", "Task", "Source"], body, caption, words=True)
 
 
 def _shown(source: str) -> str:
@@ -287,7 +287,7 @@ def hub_table(models: list[dict[str, Any]]) -> str:
         for m in models
     ]  # fmt: skip
     head = ["Repository", "Relation", "Size", "Dtype", "Licence", "Commit", "Downloads", "Likes"]
-    return views.table(head, body, f"{len(models)} checkpoints, most downloaded first")
+    return views.table(head, body, f"{len(models)} checkpoints, most downloaded first", words=True)
 
 
 def inside_card(model: Any) -> str:
@@ -301,7 +301,7 @@ def inside_card(model: Any) -> str:
         [f"<code>{html.escape(i.name)}</code>", i.dtype, " × ".join(map(str, i.shape)) or "scalar"] for i in infos[:12]
     ]
     more = views.note(f"… and {len(infos) - 12} more tensors.") if len(infos) > 12 else ""
-    return views.note(text) + views.table(["Tensor", "Dtype", "Shape"], body, "The first tensors") + more
+    return views.note(text) + views.table(["Tensor", "Dtype", "Shape"], body, "The first tensors", words=True) + more
 
 
 def basket_list(wanted: list[dict[str, str]]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import Cancelled, MergeLabError
 from . import views
 from .errors import sentence
-from .jobs import Done, Step
+from .jobs import Done, Step, Superseded
 from .page import CHEAP, COMPUTE, PRIVATE, Page, busy, session_of
 from .work import predict
 
@@ -47,8 +47,10 @@ def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
         with gr.Column(scale=8, min_width=320):
             said = gr.HTML("", elem_id="predict-status")
             with gr.Row(equal_height=False):
-                card = gr.HTML(views.picture_card(prediction), elem_id="predict-picture")
-                text = gr.Markdown(views.prediction_sentence(prediction), elem_id="predict-sentence")
+                with gr.Column(scale=1, min_width=150):
+                    card = gr.HTML(views.picture_card(prediction), elem_id="predict-picture")
+                with gr.Column(scale=3, min_width=200):
+                    text = gr.Markdown(views.prediction_sentence(prediction), elem_id="predict-sentence")
             plot = gr.Plot(
                 views.prediction_plot(prediction, height=330), label="Class probabilities", show_label=False,
                 elem_id="predict-plot", container=False,
@@ -98,6 +100,8 @@ def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
                     yield busy(item), gr.skip()
                 elif isinstance(item, Done):
                     yield "", item.value
+        except Superseded:
+            return
         except Cancelled:
             yield views.status("Stopped."), gr.skip()
         except Exception as error:
@@ -107,7 +111,7 @@ def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
         said, card = views.prediction_sentence(prediction), views.picture_card(prediction)
         return [
             card, said, views.prediction_plot(prediction, height=330), views.prediction_table(prediction),
-            card, said, views.prediction_plot(prediction, height=270),
+            card, said, views.prediction_plot(prediction, height=215),
         ]  # fmt: skip
 
     def same_task(picture: dict[str, Any]) -> Any:
@@ -115,6 +119,8 @@ def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
 
     gr.on([task.change, page.selection.change], samples, [task, page.selection], [gallery, said], **CHEAP, **PRIVATE)
     page.first_visit.append((samples, [task, page.selection], [gallery, said]))
+    if prediction is None and first["result"] is not None:
+        page.first_visit.append((answer, [page.picture, page.draft, page.selection], [said, page.prediction]))
     task.input(change_task, [task, page.picture], page.picture, **CHEAP, **PRIVATE)
     gallery.select(pick, task, page.picture, **CHEAP, **PRIVATE)
     upload.upload(own, [task, upload], [page.picture, said], **CHEAP, **PRIVATE)

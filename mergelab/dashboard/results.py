@@ -15,20 +15,30 @@ from .page import CHEAP, PRIVATE, Page
 def build(page: Page, first: dict[str, Any]) -> None:
     result = first["result"]
     with gr.Row(elem_id="results-actions", equal_height=True):
-        keep = gr.Button("Keep this result", variant="primary", elem_id="keep", min_width=140, scale=0)
-        clear = gr.Button("Clear kept results", elem_id="clear-kept", min_width=140, scale=0)
+        keep = gr.Button("Keep this result", variant="primary", elem_id="keep", min_width=190, scale=0)
+        clear = gr.Button("Clear kept results", elem_id="clear-kept", min_width=190, scale=0)
         said = gr.HTML(_hint(0, page.settings.max_kept), elem_id="results-message")
     shown = gr.CheckboxGroup([], value=[], label="Compare with", visible=False, elem_id="compare")
     text = gr.Markdown(views.sentence(result), elem_id="results-sentence")
     with gr.Row(equal_height=False, elem_id="results-figures"):
         with gr.Column(min_width=320):
+            gr.HTML(views.heading("Accuracy relative to each task’s expert"))
             radar = gr.Plot(
                 views.radar(result, height=430),
                 label="Accuracy relative to each task's expert",
+                show_label=False,
+                container=False,
                 elem_id="results-radar",
             )
         with gr.Column(min_width=320):
-            bars = gr.Plot(views.bars(result), label="Accuracy per task, with 95 % intervals", elem_id="results-bars")
+            gr.HTML(views.heading("Accuracy per task, with 95 % intervals"))
+            bars = gr.Plot(
+                views.bars(result),
+                label="Accuracy per task, with 95 % intervals",
+                show_label=False,
+                container=False,
+                elem_id="results-bars",
+            )
     models = gr.Dataframe(
         _models(result, []), headers=views.MODEL_HEAD, label="Models (click a heading to sort)", interactive=False,
         elem_id="models-table", datatype=["str", "number", "number", "number", "str", "str", "str", "number"], wrap=True,
@@ -38,7 +48,6 @@ def build(page: Page, first: dict[str, Any]) -> None:
         _tasks(result, []), headers=views.TASK_HEAD, label="Every task (click a heading to sort)", interactive=False,
         elem_id="tasks-table", datatype=["str", "str", "str", "number", "number", "number", "number", "number"],
         max_height=420, show_search="filter",
-        column_widths=["200px", "140px", "70px", "110px", "80px", "80px", "110px", "80px"],
     )  # fmt: skip
     files = gr.HTML(_files(result, []), elem_id="results-files")
     outs = [text, radar, bars, models, tasks, files]

@@ -49,6 +49,9 @@ def theme() -> gr.themes.Base:
         block_label_text_color="*neutral_600",
         block_label_text_color_dark="*neutral_300",
         block_title_text_weight="600",
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_500",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_600",
@@ -61,3 +64,15 @@ def theme() -> gr.themes.Base:
 def styles() -> Path:
     """The style sheet that ships with the package."""
     return assets() / "styles" / "mergelab.css"
+
+
+#: Gradio's sliders tell of a release for the pointer only; this tells of one when a key is let go, too.
+HEAD = """<script>
+document.addEventListener("keyup", (event) => {
+  const field = event.target;
+  const moves = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End"];
+  if (field.matches?.("input[type=range]") && moves.includes(event.key))
+    field.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+  if (field.matches?.("input[type=number]") && event.key === "Enter") field.blur();
+});
+</script>"""

@@ -25,7 +25,7 @@ Result = dict[str, Any]
 Row = dict[str, Any]
 
 
-# ---- rows ---------------------------------------------------------------------------------------------------------------
+# ---- rows -----------------------------------------------------------------------------------------------------------
 
 
 def rows_of(evaluation: Mapping[str, Any] | None, series: str, role: str, titles: Mapping[str, str]) -> list[Row]:
@@ -64,7 +64,7 @@ def with_normalised(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["seen"] and row["normalised"] is not None]
 
 
-# ---- figures ------------------------------------------------------------------------------------------------------------
+# ---- figures --------------------------------------------------------------------------------------------------------
 
 
 def plot(figure: Any, name: str) -> PlotData:
@@ -98,7 +98,7 @@ def sentence(result: Result | None) -> str:
     return figures.describe_result(result_rows(result), series="merged")
 
 
-# ---- tables -------------------------------------------------------------------------------------------------------------
+# ---- tables ---------------------------------------------------------------------------------------------------------
 
 
 def percent(value: float | None) -> str:
@@ -137,13 +137,13 @@ def main_table(result: Result | None) -> str:
             meter(mean["normalised"]),
         ]
         body.append(cells)
-    head = ["Task", "Base", "Expert", "Merged", "Merged / expert"]
-    caption = f"Accuracy in % {scope(result)}, with 95 % intervals"
+    head = ["Task", "Base", "Expert", "Merged", "of expert"]
+    caption = f"Accuracy in % {scope(result)} (95 % interval), and as a share of the expert’s"
     return table(head, body, caption, summary_from=len(merged)) + downloads(result_rows(result), "results")
 
 
 def interval(row: Row) -> str:
-    return "" if row["low"] is None else f"{percent(row['low'])}–{percent(row['high'])}"
+    return "" if row["low"] is None else f"{100 * row['low']:.0f}–{100 * row['high']:.0f}"
 
 
 def meter(value: float | None) -> str:
@@ -160,10 +160,24 @@ def scope(result: Result) -> str:
     return "on the whole test sets" if n is None else f"on {n} test images a task"
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str, summary_from: int | None = None) -> str:
-    """An HTML table; the cells are HTML already, the first of a row is its header."""
+def heading(text: str) -> str:
+    """A small heading above a figure."""
+    return f'<h3 class="ml-heading">{html.escape(text)}</h3>'
+
+
+def table(
+    head: Sequence[str],
+    body: Sequence[Sequence[str]],
+    caption: str,
+    summary_from: int | None = None,
+    *,
+    words: bool = False,
+) -> str:
+    """An HTML table; the cells are HTML already, the first of a row is its header. ``words``: cells are not numbers."""
     lines = [f'<div class="ml-scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}">']
-    lines.append(f'<table class="ml-table"><caption>{html.escape(caption)}</caption><thead><tr>')
+    lines.append(
+        f'<table class="ml-table{" ml-words" if words else ""}"><caption>{html.escape(caption)}</caption><thead><tr>'
+    )
     lines += [f'<th scope="col">{cell}</th>' for cell in head]
     lines.append("</tr></thead><tbody>")
     for place, cells in enumerate(body):
@@ -225,7 +239,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-# ---- files made in the page ---------------------------------------------------------------------------------------------
+# ---- files made in the page -----------------------------------------------------------------------------------------
 
 
 def to_csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
@@ -250,10 +264,11 @@ def link(label: str, content: str, filename: str, kind: str = "text/csv") -> str
 def downloads(rows: Sequence[Row], name: str) -> str:
     """The link to the numbers of a figure."""
     head = ["series", "task", "title", "seen", "n", "accuracy", "low", "high", "normalised"]
-    return f'<p class="ml-files">{link("Numbers as CSV", to_csv(head, [[r[h] for h in head] for r in rows]), f"mergelab-{name}.csv")}</p>'
+    text = to_csv(head, [[row[key] for key in head] for row in rows])
+    return f'<p class="ml-files">{link("Numbers as CSV", text, f"mergelab-{name}.csv")}</p>'
 
 
-# ---- predictions --------------------------------------------------------------------------------------------------------
+# ---- predictions ----------------------------------------------------------------------------------------------------
 
 ROLES = {"base": "base", "expert": "experts", "merged": "merged"}
 
@@ -322,7 +337,7 @@ def picture_card(prediction: Mapping[str, Any] | None) -> str:
     )
 
 
-# ---- small pieces -------------------------------------------------------------------------------------------------------
+# ---- small pieces ---------------------------------------------------------------------------------------------------
 
 
 def status(text: str, kind: str = "ok", done: int = 0, total: int = 0) -> str:

@@ -36,8 +36,6 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """The evaluation as plain values; None for models without a suite."""
     bench = lab.open(selection)
-    if not bench.ready:
-        bench.warm(progress, stop)
     if bench.suite is None:
         bench.merged(recipe, progress=progress, stop=stop)
         return None
@@ -51,6 +49,9 @@ def result_of(
     per_task: int | None, progress: Any = None, stop: Any = None,
 ) -> views.Result:  # fmt: skip
     """Merge, measure, and put the base and the experts on the same items beside it."""
+    bench = lab.open(selection)
+    if not bench.ready:
+        bench.warm(progress, stop)
     started = time.perf_counter()
     evaluation = evaluate(lab, selection, recipe, per_task, progress, stop)
     seconds = time.perf_counter() - started

@@ -25,13 +25,13 @@ def accuracy_bars(
         figure.add_trace(
             go.Bar(
                 name=name,
-                x=[short(str(row["title"]), 11) for row in shown],
+                x=[short(str(row["title"]), 16) for row in shown],
                 y=[row[value] for row in shown],
                 customdata=[str(row["title"]) for row in shown],
                 marker={
                     "color": look.color,
                     "line": {"color": look.color, "width": 1},
-                    "pattern": {"shape": look.pattern, "fgcolor": "#ffffff", "solidity": 0.25},
+                    "pattern": {"shape": look.pattern, "size": 6, "solidity": 0.5},
                 },
                 error_y=_interval(shown, value),
                 hovertemplate="%{customdata}: %{y:.3f}<extra>" + name + "</extra>",

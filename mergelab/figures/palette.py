@@ -6,6 +6,7 @@ replaced by a mid-grey and a darker yellow, since those two vanish on a dark and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,16 @@ def short(text: str, limit: int = 12) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
+def wrap(text: str, width: int = 12) -> str:
+    """``text`` over several lines of about ``width`` characters, broken at spaces and after hyphens."""
+    lines = [""]
+    for part in re.split(r"(?<=[ \-])", text):
+        if lines[-1] and len(lines[-1]) + len(part.strip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "<br>".join(short(line.strip(), width + 2) for line in lines[:3])
+
+
 def series_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Style]]:
     """The series named in ``rows`` in their order, each with its style."""
     found: dict[str, Style] = {}
@@ -86,6 +97,7 @@ def finish(
         showlegend=legend,
         legend={"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.12, "yanchor": "top"},
         hoverlabel={"font": {"family": FONT}},
+        modebar={"bgcolor": CLEAR, "color": INK, "activecolor": "#1C82C4"},
     )
     figure.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)
     figure.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)

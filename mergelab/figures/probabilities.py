@@ -37,7 +37,7 @@ def probability_bars(rows: Sequence[Mapping[str, Any]], *, top: int = 5, height:
                 marker={
                     "color": look.color,
                     "line": {"color": look.color, "width": 1},
-                    "pattern": {"shape": look.pattern, "fgcolor": "#ffffff", "solidity": 0.25},
+                    "pattern": {"shape": look.pattern, "size": 6, "solidity": 0.5},
                 },
                 hovertemplate="%{customdata}: %{x:.1%}<extra>" + name + "</extra>",
             )

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from .bars import accuracy_bars
-from .palette import CLEAR, GRID, INK, empty, finish, series_of, short
+from .palette import CLEAR, GRID, INK, empty, finish, series_of, wrap
 
 
 def radar(rows: Sequence[Mapping[str, Any]], *, height: int = 400) -> go.Figure:
@@ -71,10 +71,10 @@ def radar(rows: Sequence[Mapping[str, Any]], *, height: int = 400) -> go.Figure:
             },
         }
     )
-    return finish(figure, height=height, margin={"l": 56, "r": 56, "t": 32, "b": 40})
+    return finish(figure, height=height, margin={"l": 76, "r": 76, "t": 36, "b": 40})
 
 
 def _labels(titles: Sequence[str]) -> list[str]:
     """Short labels that stay distinct: two tasks must not fall on one spoke."""
-    labels = [short(title, 11) for title in titles]
+    labels = [wrap(title, 12) for title in titles]
     return labels if len(set(labels)) == len(labels) else list(titles)
