@@ -37,6 +37,7 @@ def pool(threads: int) -> ThreadPoolExecutor:
             all_up = threading.Barrier(threads + 1)
 
             def start() -> None:
+                torch.get_num_threads()  # a thread's first use of torch takes the default: do it before changing it
                 torch.set_num_threads(1)
                 all_up.wait()
 
