@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import CheckpointError
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 #: Patterns come from strangers: repeated groups, back-references and the like can take forever to match.
 _UNSAFE_PATTERN = re.compile(r"[)\]}*+?][*+{]|\\[1-9]|\(\?")
+_ATTENTION = [
+    ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"),
+    ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+]
+#: How vision transformers name layers in files (older versions of transformers: in models too), and in models now.
+_SPELLINGS: list[list[tuple[str, str]]] = [
+    _ATTENTION,
+    [*_ATTENTION, ("encoder.layer.", "layers."), ("intermediate.dense", "mlp.fc1"), ("output.dense", "mlp.fc2")],
+]
 #: ending of an adapter tensor's name -> (kind of change, its part in it)
 _ENDINGS = {
     ".lora_A.weight": ("linear", "A"),
@@ -107,21 +119,32 @@ def _target(kind: str, module: str) -> str:
 
 
 def _renaming(adapter: Adapter, targets: list[str]) -> Callable[[str], str]:
-    """Adapter names to base names: the same; or, if that fits them all, with one leading part less or more.
+    """Adapter names to base names: the first way of writing them that fits them all, else as they are.
 
-    An adapter trained on a task model around the bare backbone says ``dinov2.encoder…`` for the base's ``encoder…``.
+    An adapter names a model's layers; files may name them otherwise: by an older spelling (which transformers keeps
+    when it saves), and with a leading part less or more (``dinov2.encoder…`` on a task model, ``encoder…`` on its
+    backbone).
     """
-    base = adapter.base
     wanted = [name for name in targets if not _is_saved(adapter, name)]
-    if not wanted or any(name in base for name in wanted):
-        return lambda name: name
-    first = {name.partition(".")[0] for name in wanted}
-    if len(first) == 1 and all(name.partition(".")[2] in base for name in wanted):
-        less = first.pop() + "."
-        return lambda name: name.removeprefix(less)
-    heads = {key.removesuffix(wanted[0]) for key in base if key.endswith("." + wanted[0])}
-    more = heads.pop() if len(heads) == 1 else ""
-    return lambda name: more + name if all(more + other in base for other in wanted) else name
+    ways: list[Callable[[str], str]] = [lambda name: name]
+    ways += [partial(_respelled, pairs) for table in _SPELLINGS for pairs in (table, [pair[::-1] for pair in table])]
+    for spell in ways if wanted else ():
+        names = [spell(name) for name in wanted]
+        if all(name in adapter.base for name in names):
+            return spell
+        less = names[0].partition(".")[0] + "."
+        if all(name.startswith(less) and name.removeprefix(less) in adapter.base for name in names):
+            return lambda name, spell=spell, less=less: spell(name).removeprefix(less)  # type: ignore[misc]
+        more = next((key.removesuffix(names[0]) for key in adapter.base if key.endswith("." + names[0])), "")
+        if more and all(more + name in adapter.base for name in names):
+            return lambda name, spell=spell, more=more: more + spell(name)  # type: ignore[misc]
+    return ways[0]
+
+
+def _respelled(pairs: Sequence[tuple[str, str]], name: str) -> str:
+    for theirs, ours in pairs:
+        name = name.replace(theirs, ours)
+    return name
 
 
 def _is_saved(adapter: Adapter, name: str) -> bool:
@@ -168,8 +191,9 @@ def _lora(adapter: Adapter, kind: str, module: str, target: str, keys: Mapping[s
 
     def make() -> torch.Tensor:
         left, right = adapter.tensors[keys["B"]].float().flatten(1), adapter.tensors[keys["A"]].float().flatten(1)
-        delta = (left @ right) * scale
-        return adapter.base[target].float() + (delta.T if transposed else delta.reshape(old.shape))
+        delta = (left @ right).mul_(scale)
+        delta = delta.T.contiguous() if transposed else delta.reshape(old.shape)
+        return delta.add_(adapter.base[target])  # in float32, as delta is
 
     return {target: Change("F32", old.shape, f"+ {scale:g}·B·A (rank {a[0]}, {adapter.name})", make)}
 

@@ -212,13 +212,9 @@ def _from_cache(repo: str, revision: str | None, sub: str, base: Any, token: boo
         # Without a config it may be another program's download of the weights alone.
         return found if found.config is not None or hc.is_offline() else None
     except CheckpointError:
-        if hc.is_offline() and _has_weights(folder / sub):
+        if hc.is_offline() and any((folder / sub).glob("*.safetensors")):
             raise
         return None  # not whole: ask the Hub
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
 
 
 def _base(base: Any, settings: Mapping[str, Any], repo: str, token: bool | str) -> Checkpoint:

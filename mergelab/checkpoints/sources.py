@@ -42,9 +42,11 @@ def load(
     or a checkpoint (returned as it is). An adapter and its base are read as one full checkpoint.
 
     ``base`` is for adapters: the model that the adapter was trained on. An adapter in a zoo always stands on the zoo's
-    base; elsewhere ``base`` comes first, and may be left out where the adapter's config names a folder on this machine or
-    a ``zoo:`` source. Checkpoints that are no adapters take no notice of it. ``allow_pickle`` opens ``.bin``/``.pt`` files with
-    ``torch.load(weights_only=True)``. ``token`` goes to ``huggingface_hub``; the default sends none.
+    base; elsewhere ``base`` comes first, and may be left out where the adapter's config names a folder on this machine
+    or a ``zoo:`` source. Checkpoints that are no adapters take no notice of it.
+
+    ``allow_pickle`` opens ``.bin`` and ``.pt`` files with ``torch.load(weights_only=True)``. ``token`` goes to
+    ``huggingface_hub``; the default sends none.
 
     The network is used for ``hub:`` sources only. Raises CheckpointError or HubError that say what to do.
     """

@@ -87,8 +87,10 @@ def test_the_full_weights_are_those_that_peft_merges(case: str, tmp_path: Path) 
 def test_the_delta_by_hand(tmp_path: Path) -> None:
     """W + (alpha / r) B A with numbers small enough to do in the head."""
     write_lora(tmp_path, a=torch.tensor([[1.0, 2.0]]), b=torch.tensor([[1.0], [0.0], [3.0]]), alpha=2)
-    checkpoint = load(tmp_path, base={"fc.weight": torch.ones(3, 2)})
-    assert checkpoint["fc.weight"].tolist() == [[3, 5], [1, 1], [7, 13]]
+    base = {"fc.weight": torch.ones(3, 2)}
+    checkpoint = load(tmp_path, base=base)
+    for _ in range(2):  # the base in memory is not written into
+        assert checkpoint["fc.weight"].tolist() == [[3, 5], [1, 1], [7, 13]]
     assert checkpoint.infos["fc.weight"].origin == f"memory + 2·B·A (rank 1, {tmp_path.name})"
 
 
@@ -178,6 +180,25 @@ def test_an_adapter_of_a_task_model_fits_its_backbone(inside: str, outside: str,
     write_lora(tmp_path, a=torch.ones(1, 2), b=torch.ones(3, 1), alpha=1, module=inside)
     checkpoint = load(tmp_path, base={f"{outside}.weight": torch.ones(3, 2), "other": torch.ones(1)})
     assert checkpoint[f"{outside}.weight"].tolist() == [[2, 2]] * 3
+
+
+def test_an_adapter_on_a_base_that_transformers_saved(tmp_path: Path) -> None:
+    """transformers names layers in files otherwise than in the model, and the adapter has the model's names."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    model = Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28))
+    model.save_pretrained(tmp_path / "base")
+    tuned_model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    for parameter in tuned_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn_like(parameter)
+    tuned_model.save_pretrained(tmp_path / "adapter")
+    tuned_model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    checkpoint = load(tmp_path / "adapter", base=tmp_path / "base")
+    reference = load_file(tmp_path / "merged" / "model.safetensors")
+    assert set(checkpoint) == set(reference) and len(checkpoint.changed) == 2 * 6
+    for name, tensor in reference.items():
+        torch.testing.assert_close(checkpoint[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_a_new_head_is_added(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_a_single_file_reads_back_with_the_reference_loader(tmp_path: Path, tens
 def test_shards_and_index_as_transformers_names_them(tmp_path: Path) -> None:
     tensors = {f"layer.{i}": torch.full((10,), float(i)) for i in range(5)}  # 40 bytes each
     out = out_of(tmp_path, tensors, max_shard_bytes=100)
-    assert left_in(out) == ["config.json", *(f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)), "model.safetensors.index.json"]  # fmt: skip
+    shards = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert left_in(out) == ["config.json", *shards, "model.safetensors.index.json"]
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"] == {"total_size": 200}
     assert index["weight_map"]["layer.4"] == "model-00003-of-00003.safetensors"
