@@ -23,7 +23,17 @@ _PUBLIC = {
     "preflight": "mergelab.engine",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+__all__ = [
+    "MergeLabError",
+    "Recipe",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_suite",
+    "merge",
+    "open_zoo",
+    "preflight",
+]
 
 if TYPE_CHECKING:
     from mergelab.api import merge

@@ -76,8 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--out", required=True, metavar="DIR", help="the folder to write; it must not hold anything yet")
     merge.add_argument("--overwrite", action="store_true", help="replace DIR if it exists, once the new one is whole")
     _device(merge)
-    merge.add_argument("--threads", type=_positive, metavar="N", help="tensors worked on at a time (default: all cores)")
-    merge.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="bytes per file, e.g. 500MB (default 5GB)")
+    merge.add_argument(
+        "--threads", type=_positive, metavar="N", help="tensors worked on at a time (default: all cores)"
+    )
+    merge.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="bytes per file, e.g. 500MB (default 5GB)"
+    )
     merge.add_argument("--json", action="store_true", help="print what was written as JSON")
 
     check = verb("check", _check, "Say from headers alone whether a recipe can run, and what it costs.",
@@ -95,10 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verb("evaluate", _evaluate, "Measure a checkpoint on every task of a suite.")
     evaluate.add_argument("source", metavar="SOURCE", help="the checkpoint: a folder, zoo:… or hub:…")
     evaluate.add_argument("--suite", default="starter", metavar="SUITE",
-                          help="a zoo's name, or a folder with a suite or with .npz tasks (default: starter)")  # fmt: skip
+                          help="a zoo's name, or a folder with a suite or .npz tasks (default: starter)")  # fmt: skip
     evaluate.add_argument("--split", default="test", choices=("test", "val", "train"), help="default: test")
     evaluate.add_argument("--tasks", metavar="A,B", help="only these tasks, by name")
-    evaluate.add_argument("--limit", type=_positive, metavar="N", help="at most N items a task (a fixed, balanced subset)")
+    evaluate.add_argument(
+        "--limit", type=_positive, metavar="N", help="at most N items a task (a fixed, balanced subset)"
+    )
     _device(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -265,12 +271,26 @@ def _methods(arguments: Any) -> int:
 
 def _methods_table(described: list[dict[str, Any]]) -> str:
     """The declarations as a Markdown table."""
-    rows = ["| method | name | kind | base | models | data | parameters (default) | paper |", "|---|---|---|---|---|---|---|---|"]
+    rows = [
+        "| method | name | kind | base | models | data | parameters (default) | paper |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for item in described:
         most = item["models"]["max"]
-        count = f"{item['models']['min']}" if item["models"]["min"] == most else f"{item['models']['min']}–{most or '…'}"
+        count = (
+            f"{item['models']['min']}" if item["models"]["min"] == most else f"{item['models']['min']}–{most or '…'}"
+        )
         parameters = ", ".join(f"`{p['name']}` ({str(p['default']).lower()})" for p in item["parameters"])
-        cells = [item["title"], f"`{item['name']}`", item["kind"], item["base"], count, item["data"], parameters, item["paper"]]
+        cells = [
+            item["title"],
+            f"`{item['name']}`",
+            item["kind"],
+            item["base"],
+            count,
+            item["data"],
+            parameters,
+            item["paper"],
+        ]
         rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(rows)
 

@@ -68,9 +68,17 @@ def test_check_says_yes_with_status_0_and_no_with_status_1(models: Path, capsys:
 def test_methods_json_is_the_contract(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["methods", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert {"linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp", "model_stock", "breadcrumbs", "tsv_m"} <= {
-        method["name"] for method in listed
-    }
+    assert {
+        "linear",
+        "task_arithmetic",
+        "ties",
+        "dare_linear",
+        "dare_ties",
+        "slerp",
+        "model_stock",
+        "breadcrumbs",
+        "tsv_m",
+    } <= {method["name"] for method in listed}
     keys = {"name", "title", "kind", "summary", "formula", "paper", "base", "models", "data", "parameters"}
     for method in listed:
         assert keys <= set(method)
@@ -110,7 +118,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_recipe_is_one_sentence_and_leaves_nothing(case: str, models: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_broken_recipe_is_one_sentence_and_leaves_nothing(
+    case: str, models: Path, capsys: pytest.CaptureFixture[str]
+):
     changes, named = BROKEN[case]
     assert cli.main(["merge", str(recipe(models, **changes)), "--out", str(models / "out")]) == 2
     told = capsys.readouterr().err

@@ -24,7 +24,10 @@ TENSORS, SIDE = 96, 512  # 1 MiB each
 def recipe(tmp_path: Path) -> Path:
     """Two models of 96 MiB and the recipe of their average."""
     for name, value in (("one", 1.0), ("two", 3.0)):
-        save_file({f"layer.{n}.weight": torch.full((SIDE, SIDE), value) for n in range(TENSORS)}, tmp_path / f"{name}.safetensors")
+        save_file(
+            {f"layer.{n}.weight": torch.full((SIDE, SIDE), value) for n in range(TENSORS)},
+            tmp_path / f"{name}.safetensors",
+        )
     path = tmp_path / "recipe.json"
     models = [{"model": str(tmp_path / f"{name}.safetensors")} for name in ("one", "two")]
     path.write_text(json.dumps({"merge_method": "linear", "models": models}))
@@ -32,7 +35,19 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def command(recipe: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "mergelab", "merge", str(recipe), "--out", str(out), "--max-shard-size", "4MB", "--device", "cpu"]
+    return [
+        sys.executable,
+        "-m",
+        "mergelab",
+        "merge",
+        str(recipe),
+        "--out",
+        str(out),
+        "--max-shard-size",
+        "4MB",
+        "--device",
+        "cpu",
+    ]
 
 
 def loadable(folder: Path) -> list[Path]:
@@ -75,9 +90,9 @@ def test_a_merge_killed_in_the_middle_of_writing_leaves_nothing_that_loads(recip
 
 def test_a_merge_that_runs_out_of_disk_says_so_and_leaves_nothing(recipe: Path, root: Path):
     out = recipe.parent / "merged"
-    # No file may grow beyond 2 MiB, and the signal that would end the process is ignored: writing fails as on a full disk.
+    # No file may grow beyond 2 MiB, and the signal for that is ignored: writing fails as on a full disk.
     limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 2048; exec "$@"', "limited", *command(recipe, out)]
-    done = subprocess.run(limited, cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(limited, cwd=root, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not out.exists() and not list(recipe.parent.glob("*.partial*"))

@@ -72,7 +72,9 @@ def test_requirements_are_the_projects_dependencies(root: Path):
 
 
 def test_every_dependency_is_pinned_for_the_two_commands(root: Path):
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (root / ".ci/constraints.txt").read_text().split()}
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-") for line in (root / ".ci/constraints.txt").read_text().split()
+    }
     for line in (root / "requirements.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             assert re.split(r"[<>=]", line)[0].lower().replace("_", "-") in pinned
@@ -95,7 +97,11 @@ def test_nothing_tracked_is_too_large_for_a_space(root: Path):
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    sizes = {name: (root / name).stat().st_size for name in listed.stdout.decode().split("\0") if name and (root / name).exists()}
+    sizes = {
+        name: (root / name).stat().st_size
+        for name in listed.stdout.decode().split("\0")
+        if name and (root / name).exists()
+    }
     assert max(sizes.values()) <= 10 * 2**20, max(sizes, key=sizes.get)
     assert sum(sizes.values()) < 60 * 2**20
     assert sum(size for name, size in sizes.items() if name.startswith("assets/zoo/")) <= 50 * 2**20

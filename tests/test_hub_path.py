@@ -19,7 +19,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A Hub with a tiny DINOv2 and two models fine-tuned from it; one has moved on since."""
     from transformers import Dinov2Config, Dinov2Model
 
-    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=2)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=2
+    )
     torch.manual_seed(0)
     base = {name: tensor.contiguous() for name, tensor in Dinov2Model(config).state_dict().items()}
     document = json.dumps({**config.to_dict(), "architectures": ["Dinov2Model"]}).encode()
@@ -55,7 +57,12 @@ def test_search_look_download_merge_evaluate(hub: HubStandIn, tmp_path: Path, ca
 
     recipe = tmp_path / "recipe.json"
     models = [{"model": "hub:lab/one"}, {"model": pinned}]
-    document = {"merge_method": "task_arithmetic", "base_model": "hub:lab/base", "models": models, "parameters": {"lambda": 1.0}}
+    document = {
+        "merge_method": "task_arithmetic",
+        "base_model": "hub:lab/base",
+        "models": models,
+        "parameters": {"lambda": 1.0},
+    }
     recipe.write_text(json.dumps(document))
     before = hub.sent("model.safetensors")
     assert cli.main(["check", str(recipe)]) == 0
@@ -76,7 +83,9 @@ def test_search_look_download_merge_evaluate(hub: HubStandIn, tmp_path: Path, ca
     tasks.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (40, 8, 8), dtype=np.uint8)
     labels = np.arange(40, dtype=np.uint8) % 2
-    np.savez(tasks / "noise.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels, classes=np.array(["a", "b"]))
+    np.savez(
+        tasks / "noise.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels, classes=np.array(["a", "b"])
+    )
     assert cli.main(["evaluate", str(out), "--suite", str(tasks), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["tasks"]["noise"]["n"] == 40

@@ -1,7 +1,7 @@
 """A bench: one base, its experts and their suite, kept at hand so that a moved slider answers in about a second.
 
-The base and the experts are read once, expanded to float32 and kept in memory while they fit; merges and evaluations are
-cached by the recipe's hash, so that going back to an earlier setting costs nothing.
+The base and the experts are read once, expanded to float32 and kept in memory while they fit; merges and evaluations
+are cached by the recipe's hash, so that going back to an earlier setting costs nothing.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Bench:
             report(progress, total, total, "ready")
 
     def model(self) -> Model:
-        """The model that weights are put into for evaluating; :class:`TaskError` where there is nothing to evaluate on."""
+        """The model that weights are put into for evaluating; :class:`TaskError` where nothing can be evaluated."""
         self.warm()
         if self._model is None:
             raise TaskError("These models have no suite, so there is nothing to measure them on. Choose a suite first.")
@@ -153,7 +153,8 @@ class Bench:
         if key not in self._evaluations:
             state = self.merged(recipe, stop=stop) if recipe else self._checkpoint(self.base)
             found = evaluate(
-                self.model(), self.suite, state=state, limit=per_task, unseen=per_task is None, progress=progress, stop=stop
+                self.model(), self.suite, state=state, limit=per_task, unseen=per_task is None,
+                progress=progress, stop=stop,
             )  # fmt: skip
             source = (recipe.title or recipe.merge_method) if recipe else "base"
             self._evaluations[key] = replace(found, source=source)
@@ -268,7 +269,9 @@ def open_bench(zoo: str | Path = "starter", *, device: str = "auto") -> Bench:
     )
 
 
-def custom_bench(base: str, experts: Mapping[str, str], suite: str | Path | None = None, *, device: str = "auto") -> Bench:
+def custom_bench(
+    base: str, experts: Mapping[str, str], suite: str | Path | None = None, *, device: str = "auto"
+) -> Bench:
     """A bench of any base and experts, measured on ``suite`` where one is given."""
     key = ("custom", base, tuple(sorted(experts.items())), str(suite), device)
     return _kept(key, lambda: Bench(base, experts, load_suite(suite) if suite else None, device=device))

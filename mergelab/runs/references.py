@@ -24,8 +24,8 @@ def references(suite: Suite, per_task: int | None = None) -> dict[str, Evaluatio
     for name, (n, right, interval) in shares["expert"].items():
         scored["experts"][name] = Score(True, n, right, interval, 1.0 if right else None)
         if name in shares["base"]:
-            n, base, interval = shares["base"][name]
-            scored["base"][name] = Score(True, n, base, interval, base / right if right else None)
+            _, base, around = shares["base"][name]
+            scored["base"][name] = Score(True, n, base, around, base / right if right else None)
     return {who: _evaluation(suite, who, scores, per_task) for who, scores in scored.items()}
 
 
@@ -53,5 +53,13 @@ def _evaluation(suite: Suite, who: str, scores: dict[str, Score], per_task: int 
 
     seen = Average(mean([s.accuracy for s in scores.values()]), mean([s.normalised for s in scores.values()]))
     return Evaluation(
-        suite.name, who, scores, seen, Average(None, None), "heads trained with labels of all tasks", 0.0, "test", per_task
+        suite.name,
+        who,
+        scores,
+        seen,
+        Average(None, None),
+        "heads trained with labels of all tasks",
+        0.0,
+        "test",
+        per_task,
     )

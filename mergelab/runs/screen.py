@@ -24,7 +24,7 @@ class FirstScreen:
 
 
 def first_screen(zoo: str | Path = "starter", method: str = "task_arithmetic") -> FirstScreen:
-    """The shipped measurement of ``method`` on ``zoo``; :class:`TaskError` where the zoo ships none. Loads no weights."""
+    """The shipped measurement of ``method`` on ``zoo``, without loading weights; :class:`TaskError` if there is none."""
     opened = open_zoo(zoo)
     measured = opened.measured
     for merge in measured.get("evaluations", {}).get("merges", []):

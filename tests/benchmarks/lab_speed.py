@@ -1,8 +1,8 @@
 """How quick the lab feels, measured on the real page: ``python tests/benchmarks/lab_speed.py [--rounds 9]``.
 
 Starts ``python app.py``, opens it in a headless Chromium and measures what the project promises: import, start, first
-screen, a released slider, the refined result. Figures are seconds, medians beside the smallest and largest; times depend on
-the machine, so a plain forward pass over the same pictures is timed in the same run and given as a yardstick.
+screen, a released slider, the refined result. Figures are seconds, medians beside the smallest and largest; times depend
+on the machine, so a plain forward pass over the same pictures is timed in the same run and given as a yardstick.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 def import_seconds() -> float:
     code = "import time; t = time.perf_counter(); import mergelab; print(time.perf_counter() - t)"
-    return float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    )
 
 
 def forward_seconds(rounds: int) -> list[float]:
@@ -57,9 +59,13 @@ class Server:
         self.home = tempfile.mkdtemp(prefix="mergelab-bench-")
         settings = {"GRADIO_SERVER_PORT": str(self.port), "MERGELAB_HOME": self.home, "PYTHONUNBUFFERED": "1"}
         self.started = time.perf_counter()
-        self.log = open(Path(self.home) / "app.log", "w")  # noqa: SIM115
+        self.log = open(Path(self.home) / "app.log", "w")
         self.process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **settings}, stdout=self.log, stderr=subprocess.STDOUT
+            [sys.executable, "app.py"],
+            cwd=ROOT,
+            env={**os.environ, **settings},
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
         )
         while True:
             try:
@@ -90,7 +96,11 @@ class Visit:
         """Seconds from asking for the page until the radar, the table and the prediction stand there."""
         started = time.perf_counter()
         self.page.goto(f"http://127.0.0.1:{port}/")
-        for part in ("#radar .js-plotly-plot .scatterlayer .trace", "#main-table td", "#live-plot .js-plotly-plot .trace"):
+        for part in (
+            "#radar .js-plotly-plot .scatterlayer .trace",
+            "#main-table td",
+            "#live-plot .js-plotly-plot .trace",
+        ):
             self.page.wait_for_selector(part, timeout=120_000)
         return time.perf_counter() - started
 
