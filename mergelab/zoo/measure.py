@@ -63,7 +63,7 @@ class Measure:
         progress: Progress | None = None,
         stop: Stop | None = None,
     ) -> None:
-        """``name`` is the zoo's, once it is in place; ``steps`` is how many evaluations are to come, for the progress."""
+        """``name`` is the zoo's, once it is in place; ``steps`` says how many evaluations will come."""
         self.folder, self.name, self.seed, self.limit = folder, name, seed, limit
         self.progress, self.stop = progress, stop
         self._done, self._steps = 0, steps

@@ -87,7 +87,7 @@ def about(sources: Mapping[str, Source], conversion: Mapping[str, float]) -> dic
     """What the card says about where everything came from."""
     counts = {
         name: {"classes": len(s.classes), "colour": s.splits["test"][0].ndim == 4,
-               **{split: len(y) for split, (_, y) in s.splits.items()}, "shipped": min(s.ship, len(s.splits["train"][1]))}
+               "shipped": min(s.ship, len(s.splits["train"][1])), **{k: len(y) for k, (_, y) in s.splits.items()}}
         for name, s in sources.items()
     }  # fmt: skip
     return {

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import Checkpoint, dtype_code, write
+from ..checkpoints import dtype_code, write
 from .layout import FORMAT
 
 #: Files beside a base's weights that its words need; copied when they are there and small.
@@ -49,12 +49,12 @@ def write_base(
 
 
 def write_expert(
-    folder: Path, module: nn.Module, weight: Tensor, bias: Tensor, *, base: Checkpoint, source: str
+    folder: Path, module: nn.Module, weight: Tensor, bias: Tensor, *, config: Mapping[str, Any], source: str
 ) -> None:
     """A tuned tower and its head: peft's own layout for a ``PeftModel``, a full checkpoint otherwise.
 
-    Adapters and heads are stored in float16; a full expert in the dtypes of its base. ``source`` is what the adapter's
-    configuration names as its base.
+    Adapters are stored in float16. A full expert stays in float32: half precision would lose most of what fine-tuning
+    moves (a norm's weight near 1 resolves 0.001). ``source`` is what the adapter's configuration names as its base.
     """
     from peft import PeftModel
     from safetensors.torch import save_file
@@ -67,10 +67,9 @@ def write_expert(
         module.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's template has nothing in it
     else:
-        state = {n: t.detach().cpu() for n, t in module.state_dict().items()}
-        cast = {n: t.to(base[n].dtype) if n in base else t for n, t in state.items()}
-        plan = {name: (dtype_code(t.dtype), tuple(t.shape)) for name, t in cast.items()}
-        write(folder, cast.items(), plan, config=base.config)
+        state = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
+        plan = {name: (dtype_code(t.dtype), tuple(t.shape)) for name, t in state.items()}
+        write(folder, state.items(), plan, config=config)
     folder.mkdir(parents=True, exist_ok=True)
     head = {"weight": weight.half().contiguous(), "bias": bias.float().contiguous()}
     save_file(head, str(folder / "head.safetensors"), metadata={"format": "pt"})

@@ -134,8 +134,13 @@ def _outline(name: str) -> list[tuple[float, float]]:
     }
     if name in fixed:
         return [(float(x), float(y)) for x, y in fixed[name]]
-    rings = {"triangle": (3, (48.0,)), "pentagon": (5, (46.0,)), "hexagon": (6, (46.0,))}
-    rings |= {"five-pointed star": (10, (50.0, 20.0)), "four-pointed star": (8, (52.0, 18.0))}
+    rings: dict[str, tuple[int, tuple[float, ...]]] = {
+        "triangle": (3, (48.0,)),
+        "pentagon": (5, (46.0,)),
+        "hexagon": (6, (46.0,)),
+        "five-pointed star": (10, (50.0, 20.0)),
+        "four-pointed star": (8, (52.0, 18.0)),
+    }
     if name in rings:
         return _ring_points(*rings[name])
     heart = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ _WESTERN = (
     "DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "LiberationSans", "LiberationSerif", "LiberationMono", *_FREE_SANS,
 )  # fmt: skip
 #: alphabet -> families that train; every alphabet validates on FreeSerif, a family that trains nothing.
-TRAIN = {
+TRAIN: Mapping[str, tuple[str, ...]] = {
     "Latin": (*_WESTERN, "NotoSans", "NotoSansMono"),
     "Greek": (*_WESTERN, "NotoSans", "NotoSansMono"),
     "Cyrillic": (*_WESTERN, "NotoSans", "NotoSansMono"),
@@ -41,7 +42,8 @@ TRAIN = {
     "Ethiopic": ("NotoSansEthiopic",),
     "Thai": ("NotoSansThai", "NotoLoopedThai", "Garuda", "Kinnari", "Loma"),
 }
-TEST = {name: (f"NotoSerif{name}",) for name in ALPHABETS} | {
+TEST: Mapping[str, tuple[str, ...]] = {
+    **{name: (f"NotoSerif{name}",) for name in ALPHABETS},
     "Latin": ("NotoSerif",),
     "Greek": ("NotoSerif",),
     "Cyrillic": ("NotoSerif",),
@@ -61,6 +63,7 @@ _PACKAGES = (
 def scripts(seed: int, train: int = 8000, val: int = 200, test: int = 300) -> Source:
     """Ten alphabets; font families are the items: those that test train nothing."""
     names = tuple(ALPHABETS)
+    families: Mapping[str, Mapping[str, tuple[str, ...]]]
     families = {"train": TRAIN, "val": dict.fromkeys(names, _FREE), "test": TEST}
     splits = {}
     for split, n in {"train": train, "val": val, "test": test}.items():
@@ -74,8 +77,8 @@ def scripts(seed: int, train: int = 8000, val: int = 200, test: int = 300) -> So
         classes=names,
         templates=("a letter of the {} alphabet.", "{} script."),
         source="drawn from fonts in Debian: Noto, GNU FreeFont, DejaVu, Liberation, Amiri, KACST, Culmus, TLWG, Lohit",
-        licence="SIL OFL 1.1 (Noto, Liberation, Amiri, Lohit), Bitstream Vera (DejaVu), GPL with font exception (FreeFont, "
-        "Culmus, TLWG), GPL-2 (KACST)",
+        licence="SIL OFL 1.1 (Noto, Liberation, Amiri, Lohit), Bitstream Vera (DejaVu), GPL with font exception "
+        "(FreeFont, Culmus, TLWG), GPL-2 (KACST)",
         note="Drawn. Which alphabet a letter is from; tested on Noto Serif and Amiri, validated on FreeSerif, trained "
         "on other families.",
         splits=splits,
