@@ -161,13 +161,13 @@ class Jobs:
 
 
 def _follow(news: queue.Queue[Any]) -> Iterator[Step | Done]:
-    """The latest news at most every tick; older steps are skipped."""
-    last: Step | None = None
+    """The first news at once, then the latest at most every tick; what ends the job is never held back."""
+    shown, last = 0.0, None
+    item = news.get()
     while True:
-        item = news.get()
-        while isinstance(item, Step):
+        while isinstance(item, Step) and (wait := shown + _TICK - time.perf_counter()) > 0:
             try:
-                item = news.get(timeout=_TICK / 4)
+                item = news.get(timeout=wait)
             except queue.Empty:
                 break
         if isinstance(item, BaseException):
@@ -176,4 +176,5 @@ def _follow(news: queue.Queue[Any]) -> Iterator[Step | Done]:
             yield item
         if isinstance(item, Done):
             return
-        last = item
+        shown, last = time.perf_counter(), item
+        item = news.get()

@@ -14,7 +14,7 @@ from .page import CHEAP, PRIVATE, Page
 
 def build(page: Page, first: dict[str, Any]) -> None:
     result = first["result"]
-    with gr.Row(elem_id="results-actions", equal_height=True):
+    with gr.Row(elem_id="results-actions", equal_height=False):
         keep = gr.Button("Keep this result", variant="primary", elem_id="keep", min_width=190, scale=0)
         clear = gr.Button("Clear kept results", elem_id="clear-kept", min_width=190, scale=0)
         said = gr.HTML(_hint(0, page.settings.max_kept), elem_id="results-message")

@@ -81,7 +81,10 @@ def plot(figure: Any, name: str) -> PlotData:
 def radar(result: Result | None, kept: Sequence[Result] = (), *, height: int = 400) -> PlotData | None:
     if result is None or result.get("evaluation") is None:
         return None
-    return plot(figures.radar(with_normalised(result_rows(result, kept)), height=height), "radar")
+    rows = result_rows(result, kept)
+    compared = with_normalised(rows)
+    figure = figures.radar(compared, height=height) if compared else figures.accuracy_bars(rows, height=height)
+    return plot(figure, "radar")
 
 
 def bars(result: Result | None, kept: Sequence[Result] = ()) -> PlotData | None:

@@ -14,6 +14,11 @@ DIVERGING = [[0.0, "#b2182b"], [0.25, "#f4a582"], [0.5, "#f2f2f2"], [0.75, "#92c
 #: Cividis, at a few stops.
 SEQUENTIAL = [[0.0, "#00224e"], [0.25, "#434e6c"], [0.5, "#7d7c78"], [0.75, "#bcae6c"], [1.0, "#fee838"]]
 
+#: Below the cells, so that they keep the width of a phone.
+_BAR = {
+    "orientation": "h", "thickness": 10, "outlinewidth": 0, "len": 0.9, "y": -0.3, "yanchor": "top",
+    "tickfont": {"color": INK, "size": 11},
+}  # fmt: skip
 _WRITE_UP_TO = 12  # more cells than this a side, and the numbers no longer fit
 
 
@@ -33,7 +38,7 @@ def cosine_heatmap(names: Sequence[str], matrix: Sequence[Sequence[float]], *, h
     figure.update_traces(colorscale=DIVERGING, zmin=-limit, zmax=limit, zmid=0)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickangle=-45)
-    return finish(figure, height=height, legend=False, margin={"r": 8})
+    return finish(figure, height=height, legend=False, margin={"r": 8, "t": 12, "b": 110})
 
 
 def layer_heatmap(
@@ -46,7 +51,7 @@ def layer_heatmap(
     figure.update_traces(colorscale=SEQUENTIAL, zmin=0)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickangle=-45)
-    return finish(figure, height=height, legend=False, margin={"r": 8})
+    return finish(figure, height=height, legend=False, margin={"r": 8, "t": 12, "b": 110})
 
 
 def _grid(
@@ -62,11 +67,11 @@ def _grid(
             customdata=[[f"{row} / {column}" for column in columns] for row in rows],
             hovertemplate="%{customdata}: " + shape + "<extra></extra>",
             texttemplate=("%{z:.2f}" if small else ""),
-            textfont={"size": 11},
+            textfont={"size": 10},
             hoverongaps=False,
             xgap=1,
             ygap=1,
-            colorbar={"thickness": 12, "outlinewidth": 0, "tickfont": {"color": INK, "size": 11}, "len": 0.9},
+            colorbar=_BAR,
         ),
         layout={
             "xaxis": {"tickvals": list(range(len(x))), "ticktext": list(x), "showgrid": False},

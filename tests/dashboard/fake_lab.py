@@ -31,7 +31,13 @@ class FakeEvaluation:
         n = self.per_task or 500
         spread = 0.1 if self.per_task else 0.02
         tasks = {
-            name: {"seen": True, "n": n, "accuracy": value, "interval": [value - spread, value + spread], "normalised": value / 0.9}
+            name: {
+                "seen": True,
+                "n": n,
+                "accuracy": value,
+                "interval": [value - spread, value + spread],
+                "normalised": value / 0.9,
+            }
             for name, value in zip(TASKS, self.values, strict=True)
         }
         mean = sum(self.values) / len(self.values)
