@@ -31,7 +31,8 @@ def test_the_folder_holds_the_merge_and_how_it_was_made(recipe: Recipe, zoo: dic
     made = plan_recipe(recipe)
     folder = merge_to_folder(made, tmp_path / "out")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "config.json", "mergelab_recipe.yaml", "model.safetensors", "preprocessor_config.json", "tokenizer.json",
+        "README.md", "config.json", "mergelab_recipe.yaml", "model.safetensors",
+        "preprocessor_config.json", "tokenizer.json",
     ]  # fmt: skip
     expected = merge_to_memory(made)
     with load(folder) as found:

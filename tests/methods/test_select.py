@@ -22,7 +22,7 @@ def thresholds(parts: list[torch.Tensor], density: float) -> float:
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(numbers, min_size=1, max_size=60), st.floats(0.001, 0.999), st.booleans(), st.integers(1, 5))
 def test_threshold_of_a_stream_is_the_kth_largest(values: list[float], density: float, wide: bool, pieces: int) -> None:
     whole = torch.tensor(values, dtype=torch.float64 if wide else torch.float32)
