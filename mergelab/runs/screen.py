@@ -24,7 +24,7 @@ class FirstScreen:
 
 
 def first_screen(zoo: str | Path = "starter", method: str = "task_arithmetic") -> FirstScreen:
-    """The shipped measurement of ``method`` on ``zoo``, without loading weights; :class:`TaskError` if there is none."""
+    """The shipped measurement of ``method`` on ``zoo``; loads no weights. :class:`TaskError` if there is none."""
     opened = open_zoo(zoo)
     measured = opened.measured
     for merge in measured.get("evaluations", {}).get("merges", []):

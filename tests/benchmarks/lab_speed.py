@@ -1,8 +1,8 @@
 """How quick the lab feels, measured on the real page: ``python tests/benchmarks/lab_speed.py [--rounds 9]``.
 
 Starts ``python app.py``, opens it in a headless Chromium and measures what the project promises: import, start, first
-screen, a released slider, the refined result. Figures are seconds, medians beside the smallest and largest; times depend
-on the machine, so a plain forward pass over the same pictures is timed in the same run and given as a yardstick.
+screen, a released slider, the refined result. Figures are seconds, medians beside the smallest and largest; times
+depend on the machine, so a plain forward pass over the same pictures is timed in the same run and given as a yardstick.
 """
 
 from __future__ import annotations
