@@ -1,10 +1,11 @@
 """Suites of labelled picture tasks, heads, and the evaluation of models on them."""
 
-from .evaluate import SHOTS, Average, Evaluation, Score, evaluate
+from .evaluate import SHOTS, evaluate
 from .head import Head, class_mean_head, heads_for, load_head, zero_shot_head
 from .metrics import accuracy, bootstrap_interval
 from .picture import clean
 from .predict import probabilities
+from .results import Average, Evaluation, Score
 from .suite import Suite, Task, load_suite, subset, subset_indices
 
 __all__ = [
