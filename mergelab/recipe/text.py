@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .errors import RecipeError
+from ..errors import RecipeError
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16

@@ -11,47 +11,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from . import _recipe_yaml
-from ._recipe_yaml import MAX_BYTES
-from .errors import RecipeError, suggest
+from ..errors import RecipeError
+from . import text as forms
+from .checks import (
+    Frozen,
+    Scalar,
+    a_dtype,
+    a_mapping,
+    a_text,
+    canonical,
+    kind,
+    readable_name,
+    shown,
+    some_parameters,
+    unknown,
+)
 
-Scalar: TypeAlias = bool | int | float | str
-
-DTYPES = ("float32", "float64", "float16", "bfloat16")
 _KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "seed", "suite", "title")
 _NOT_YET = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
 _ENTRY_KEYS = ("model", "name", "parameters")
-
-
-class Frozen(Mapping[str, Scalar]):
-    """A read-only, hashable mapping of parameter names to values; equal to any mapping with the same items."""
-
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Mapping[str, Scalar] | Iterable[tuple[str, Scalar]] = ()) -> None:
-        self._values = dict(values)
-
-    def __getitem__(self, key: str) -> Scalar:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._values.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._values)
 
 
 @dataclass(frozen=True)
@@ -64,10 +47,10 @@ class ModelEntry:
 
     def __post_init__(self) -> None:
         where = f"model {self.model!r}"
-        _text(self.model, "models[].model", required=True)
+        a_text(self.model, "models[].model", required=True)
         if self.name is not None:
-            _text(self.name, f"name of {where}", required=True)
-        object.__setattr__(self, "parameters", _parameters(self.parameters, where))
+            a_text(self.name, f"name of {where}", required=True)
+        object.__setattr__(self, "parameters", some_parameters(self.parameters, where))
 
     @classmethod
     def of(cls, value: Any, position: int) -> ModelEntry:
@@ -78,15 +61,15 @@ class ModelEntry:
             return cls(value)
         where = f"models[{position}]"
         if not isinstance(value, Mapping):
-            raise RecipeError(f"{where} must be a source or a mapping with the key 'model', not {_kind(value)}.")
+            raise RecipeError(f"{where} must be a source or a mapping with the key 'model', not {kind(value)}.")
         for key in value:
             if key not in _ENTRY_KEYS:
-                raise RecipeError(_unknown(key, _ENTRY_KEYS, where) + " A model's coefficients go under 'parameters'.")
+                raise RecipeError(unknown(key, _ENTRY_KEYS, where) + " A model's coefficients go under 'parameters'.")
         if "model" not in value:
             raise RecipeError(f"{where} has no 'model': say which checkpoint it is, such as zoo:starter/mnist.")
         if isinstance(value["model"], Mapping):
             raise RecipeError(f"{where}.model as a mapping is not yet supported; write the source as one string.")
-        return cls(value["model"], value.get("name"), _mapping(value.get("parameters"), f"{where}.parameters"))
+        return cls(value["model"], value.get("name"), a_mapping(value.get("parameters"), f"{where}.parameters"))
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as plain data, without what is not set."""
@@ -118,20 +101,20 @@ class Recipe:
     title: str | None = None
 
     def __post_init__(self) -> None:
-        _text(self.merge_method, "merge_method", required=True)
+        a_text(self.merge_method, "merge_method", required=True)
         for key in ("base_model", "suite", "title"):
-            _text(getattr(self, key), key, required=False)
+            a_text(getattr(self, key), key, required=False)
         if isinstance(self.models, str | Mapping) or not isinstance(self.models, Iterable):
-            raise RecipeError(f"'models' must be a list of models, not {_kind(self.models)}.")
+            raise RecipeError(f"'models' must be a list of models, not {kind(self.models)}.")
         entries = tuple(ModelEntry.of(value, position) for position, value in enumerate(self.models))
         if not entries:
             raise RecipeError("'models' is empty: list at least one model to merge, such as zoo:starter/mnist.")
         object.__setattr__(self, "models", entries)
-        object.__setattr__(self, "parameters", _parameters(self.parameters, "'parameters'"))
-        object.__setattr__(self, "dtype", _dtype(self.dtype, "dtype"))
-        object.__setattr__(self, "out_dtype", _dtype(self.out_dtype, "out_dtype"))
+        object.__setattr__(self, "parameters", some_parameters(self.parameters, "'parameters'"))
+        object.__setattr__(self, "dtype", a_dtype(self.dtype, "dtype"))
+        object.__setattr__(self, "out_dtype", a_dtype(self.out_dtype, "out_dtype"))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise RecipeError(f"'seed' must be a whole number from 0 to 2^63 - 1, not {_shown(self.seed)}.")
+            raise RecipeError(f"'seed' must be a whole number from 0 to 2^63 - 1, not {shown(self.seed)}.")
         _ = self.names
 
     # ---- forms -------------------------------------------------------------------------------------------------------
@@ -140,17 +123,17 @@ class Recipe:
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """The recipe that plain data describes; an unknown key is an error with a suggestion."""
         if not isinstance(data, Mapping):
-            raise RecipeError(f"A recipe is a mapping that starts with 'merge_method', not {_kind(data)}.")
+            raise RecipeError(f"A recipe is a mapping that starts with 'merge_method', not {kind(data)}.")
         for key in data:
             if key in _NOT_YET:
                 raise RecipeError(f"The mergekit key {key!r} is not yet supported; use whole 'models' without it.")
             if key not in _KEYS:
-                raise RecipeError(_unknown(key, _KEYS, "the recipe"))
+                raise RecipeError(unknown(key, _KEYS, "the recipe"))
         for key in ("merge_method", "models"):
             if data.get(key) is None:
                 raise RecipeError(f"The recipe has no {key!r}.")
         values = {key: value for key, value in data.items() if value is not None}
-        values["parameters"] = _mapping(values.get("parameters"), "'parameters'")
+        values["parameters"] = a_mapping(values.get("parameters"), "'parameters'")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,16 +152,16 @@ class Recipe:
     @classmethod
     def from_yaml(cls, text: str | bytes) -> Recipe:
         """The recipe in a YAML text of at most 64 KB (no aliases, no tags, no repeated keys)."""
-        return cls.from_dict(_recipe_yaml.read(text))
+        return cls.from_dict(forms.read(text))
 
     def to_yaml(self) -> str:
         """The recipe as YAML that mergekit's users can read."""
-        return _recipe_yaml.write(self.to_dict())
+        return forms.write(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Recipe:
         """The recipe in a JSON text of at most 64 KB."""
-        return cls.from_dict(_recipe_yaml.read_json(text))
+        return cls.from_dict(forms.read_json(text))
 
     def to_json(self) -> str:
         """The recipe as indented JSON."""
@@ -190,7 +173,7 @@ class Recipe:
         path = Path(path)
         try:
             with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
+                data = file.read(forms.MAX_BYTES + 1)
         except OSError as error:
             raise RecipeError(f"The recipe {path} cannot be read: {error.strerror or error}.") from None
         try:
@@ -233,90 +216,10 @@ class Recipe:
         essence = {
             "merge_method": self.merge_method,
             "base_model": self.base_model,
-            "models": [[entry.model, _canonical(entry.parameters)] for entry in self.models],
-            "parameters": _canonical(self.parameters),
+            "models": [[entry.model, canonical(entry.parameters)] for entry in self.models],
+            "parameters": canonical(self.parameters),
             "dtype": self.dtype,
             "out_dtype": self.out_dtype,
             "seed": self.seed,
         }
         return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
-
-
-def readable_name(source: str) -> str:
-    """The last meaningful part of a source: ``zoo:starter/mnist`` and ``data/mnist.safetensors`` are ``mnist``."""
-    text = re.sub(r"^(zoo|hub):", "", source)
-    if source.startswith("hub:"):
-        text = re.sub(r"@[^/]*", "", text)
-    parts = [part for part in re.split(r"[/\\]", text) if part not in ("", ".", "..")]
-    name = re.sub(r"\.(safetensors|json|pt|bin)$", "", parts[-1]) if parts else ""
-    return name or "model"
-
-
-def _canonical(parameters: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    return {key: float(value) if type(value) is int else value for key, value in parameters.items()}
-
-
-def _parameters(values: Mapping[str, Any], where: str) -> Frozen:
-    if not isinstance(values, Mapping):
-        raise RecipeError(f"The parameters of {where} must be a mapping of names to values, not {_kind(values)}.")
-    out = {}
-    for key, value in values.items():
-        _text(key, f"a parameter's name in {where}", required=True)
-        if isinstance(value, list | tuple | Mapping):
-            raise RecipeError(
-                f"Parameter {key!r} of {where} is {_kind(value)}: lists (one value per layer) and filters are not yet "
-                "supported, give one value; a value per model goes under that model's 'parameters'."
-            )
-        if not isinstance(value, bool | int | float | str):
-            raise RecipeError(f"Parameter {key!r} of {where} must be a number, true or false, or a word.")
-        if isinstance(value, int | float) and not _finite(value):
-            raise RecipeError(f"Parameter {key!r} of {where} must be a finite number, not {_shown(value)}.")
-        out[key] = value
-    return Frozen(out)
-
-
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
-
-
-def _dtype(value: Any, key: str) -> str | None:
-    if value is None:
-        return None
-    text = str(value).removeprefix("torch.")
-    if text not in DTYPES:
-        raise RecipeError(f"{key!r} cannot be {_shown(value)}.{suggest(text, DTYPES)}")
-    return text
-
-
-def _text(value: Any, key: str, *, required: bool) -> None:
-    if value is None and not required:
-        return
-    if not isinstance(value, str) or not value.strip():
-        raise RecipeError(f"{key!r} must be a non-empty text, not {_shown(value)}.")
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise RecipeError(f"{where} must be a mapping of names to values, not {_kind(value)}.")
-    return value
-
-
-def _unknown(key: Any, known: Iterable[str], where: str) -> str:
-    return f"Unknown key {_shown(key)} in {where}.{suggest(str(key), known)}"
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    names = {str: "a text", bool: "true or false", int: "a number", float: "a number", dict: "a mapping"}
-    return names.get(type(value), "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a huge number"
-    return text if len(text) <= 60 else text[:57] + "..."
