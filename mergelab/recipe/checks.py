@@ -1,4 +1,4 @@
-"""Checks of a recipe's values, each with a message that names the key; and the mapping that its parameters are kept in."""
+"""Checks of a recipe's values, with messages that name the key; and the mapping that its parameters are kept in."""
 
 from __future__ import annotations
 
