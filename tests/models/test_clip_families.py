@@ -220,3 +220,22 @@ def test_tokenizer_files_beside_the_weights_are_used(saved):
     assert model.has_text
     tokens = torch.tensor([[0, 6, 1], [0, 7, 1]])
     torch.testing.assert_close(model.encode_text(["cat", "a"]), model.encode_tokens(tokens))
+
+
+def test_a_clip_model_is_measured_by_class_names(saved, tmp_path):
+    import numpy as np
+
+    from mergelab.tasks import evaluate, load_suite
+
+    model = build(str(saved(random_clip().state_dict(), clip_config(), "clip")), device="cpu")
+    rng = np.random.RandomState(0)
+    pictures = rng.randint(0, 256, (12, 32, 32)).astype(np.uint8)
+    words = np.array(["cat", "dog", "fox"])
+    scores = model.encode(pictures) @ model.encode_text([f"a photo of {w}." for w in words]).T
+    (tmp_path / "suite").mkdir()
+    truth = scores.argmax(-1).numpy()
+    labels = np.where(np.arange(12) < 9, truth, (truth + 1) % 3)
+    np.savez(tmp_path / "suite" / "pets.npz", x_test=pictures, y_test=labels, classes=words)
+    found = evaluate(model, load_suite(tmp_path / "suite"))
+    assert (found.tasks["pets"].accuracy, found.tasks["pets"].head) == (0.75, "zero-shot")
+    assert found.data_used == "class names of all tasks"

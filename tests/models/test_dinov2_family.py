@@ -170,3 +170,15 @@ def test_weights_without_a_configuration(dino):
 def test_families_are_found_by_themselves():
     assert [f.name for f in families()] == ["dinov2", "hf_clip", "open_clip"]
     assert family_of({"model_type": "clip_vision_model"}).name == "hf_clip"
+
+
+def test_threads_with_different_weights_do_not_disturb_each_other(model, dino, pictures):
+    from concurrent.futures import ThreadPoolExecutor
+
+    states = [{n: t + 0.01 * i for n, t in dino.state_dict().items()} for i in range(4)]
+    ready = [model.prepare(state) for state in states]
+    alone = [model.encode(pictures, batch=1, weights=weights) for weights in ready]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda w: model.encode(pictures, batch=1, weights=w), ready * 3))
+    for i, features in enumerate(together):
+        assert torch.equal(features, alone[i % 4])
