@@ -66,7 +66,8 @@ class TiesSurvey:
         thresholds = self.select.thresholds if self.by_model else None
         taus = trimmed(base, experts, self.values["density"], thresholds, context)
         total = votes(taus, self.values["weight"], self.values["elect"], context)
-        return int(total.sign_().sum(dtype=torch.float64))
+        exact = torch.float32 if total.device.type == "mps" else torch.float64
+        return int(total.sign_().sum(dtype=exact))
 
     def collect(self, round_: int, found: Any) -> None:
         if round_ < self.select.rounds:

@@ -32,7 +32,7 @@ def merge_matrices(taus: list[Tensor], weights: list[float]) -> Tensor:
         return torch.zeros_like(taus[0])
     u = torch.cat([u for u, _, _ in triples], dim=1)
     v = torch.cat([v for _, _, v in triples], dim=1)
-    return ((polar(u) * s) @ polar(v).T).to(taus[0].dtype)
+    return ((polar(u) * s) @ polar(v).T).to(taus[0].dtype).to(taus[0].device)
 
 
 @method(

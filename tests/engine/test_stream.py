@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -60,6 +62,18 @@ def test_threads_of_the_process_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_makes_its_own_workers() -> None:
+    """A Space's GPU work runs in a fork; waiting for its parent's threads would never end."""
+    made = plan("task_arithmetic", two(), state())
+    expected = merge_to_memory(made, threads=2)["norm"]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if merge_to_memory(made, threads=2)["norm"].equal(expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_workers_use_one_core_each() -> None:
