@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,27 +54,27 @@ class MagnitudeThresholds:
         self.remaining = dict.fromkeys(self.searched, 0)
         self.counts = self._empty()
 
-    def _empty(self) -> dict[int, Tensor]:
-        return {index: torch.zeros(1 << DIGIT, dtype=torch.int64) for index in self.searched}
+    def _empty(self) -> dict[int, np.ndarray]:
+        return {index: np.zeros(1 << DIGIT, dtype=np.int64) for index in self.searched}
 
-    def look(self, round_: int, index: int, delta: Tensor) -> Tensor:
+    def look(self, round_: int, index: int, delta: Tensor) -> np.ndarray:
         """A histogram of the round's digit among the entries of ``delta`` that can still be the k-th; overwrites it."""
         shift = DIGIT * (self.rounds - 1 - round_)
         bits = delta.view(-1).view(self.integer)
         bits.bitwise_and_((1 << self.width) - 1).bitwise_right_shift_(shift)
         if round_ == 0:
-            return torch.bincount(bits, minlength=1 << DIGIT).cpu()
+            return torch.bincount(bits, minlength=1 << DIGIT).cpu().numpy()
         # Entries that do not share the digits found so far are counted in a second half of the histogram and forgotten.
         # (Counted in one bin they would wait for each other.)
         if bits.numel() < 1 << DIGIT:
-            return torch.bincount(
-                bits[(bits >> DIGIT) == self.prefix[index]] & ((1 << DIGIT) - 1), minlength=1 << DIGIT
-            ).cpu()
+            inside = bits[(bits >> DIGIT) == self.prefix[index]] & ((1 << DIGIT) - 1)
+            return torch.bincount(inside, minlength=1 << DIGIT).cpu().numpy()
         other = (bits >> DIGIT).bitwise_xor_(self.prefix[index]).clamp_(max=1).bitwise_left_shift_(DIGIT)
         bits.bitwise_and_((1 << DIGIT) - 1).bitwise_or_(other)
-        return torch.bincount(bits, minlength=1 << DIGIT)[: 1 << DIGIT].cpu()
+        return torch.bincount(bits, minlength=1 << DIGIT)[: 1 << DIGIT].cpu().numpy()
 
-    def collect(self, found: dict[int, Tensor]) -> None:
+    def collect(self, found: dict[int, np.ndarray]) -> None:
+        """Add the histograms of one tensor. (NumPy: torch would wake all cores for so little.)"""
         for index, counts in found.items():
             self.counts[index] += counts
 
@@ -83,8 +84,8 @@ class MagnitudeThresholds:
             counts = self.counts[index]
             if round_ == 0:
                 self.remaining[index] = kept_count(self.densities[index], int(counts.sum()))
-            above = counts.flip(0).cumsum(0)  # above[i]: entries whose digit is at least 65535 - i
-            position = int(torch.searchsorted(above, self.remaining[index]))
+            above = counts[::-1].cumsum()  # above[i]: entries whose digit is at least 65535 - i
+            position = int(np.searchsorted(above, self.remaining[index]))
             digit = (1 << DIGIT) - 1 - position
             self.remaining[index] -= int(above[position] - counts[digit])
             self.prefix[index] = (self.prefix[index] << DIGIT) | digit
