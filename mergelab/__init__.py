@@ -38,10 +38,10 @@ __all__ = [
 if TYPE_CHECKING:
     from mergelab.api import merge
     from mergelab.checkpoints import load
-    from mergelab.engine import preflight
+    from mergelab.engine import preflight  # type: ignore[no-redef]
     from mergelab.errors import MergeLabError
     from mergelab.recipe import Recipe
-    from mergelab.tasks import evaluate, load_suite
+    from mergelab.tasks import evaluate, load_suite  # type: ignore[no-redef]
     from mergelab.zoo import open_zoo
 
 

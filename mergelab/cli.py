@@ -402,7 +402,11 @@ def _zoo_build(arguments: Any) -> int:
 def _app(arguments: Any) -> int:
     if arguments.port:
         os.environ["GRADIO_SERVER_PORT"] = str(arguments.port)
-    from .dashboard import main as serve
+    from .dashboard.settings import Settings
 
-    serve()
+    settings = Settings.from_env()
+    settings.prepare()  # before gradio is imported: it reads its environment then
+    from .dashboard.app import build_app, launch
+
+    launch(build_app(settings=settings), settings)
     return 0

@@ -151,9 +151,11 @@ class Bench:
         """
         key = (recipe.hash if recipe else None, per_task)
         if key not in self._evaluations:
+            model = self.model()
+            assert self.suite is not None  # the model is there only with a suite
             state = self.merged(recipe, stop=stop) if recipe else self._checkpoint(self.base)
             found = evaluate(
-                self.model(), self.suite, state=state, limit=per_task, unseen=per_task is None,
+                model, self.suite, state=state, limit=per_task, unseen=per_task is None,
                 progress=progress, stop=stop,
             )  # fmt: skip
             source = (recipe.title or recipe.merge_method) if recipe else "base"
