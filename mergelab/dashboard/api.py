@@ -27,7 +27,7 @@ def build(page: Page, selection: dict[str, Any]) -> None:
 
     def methods() -> list[dict]:
         """List the merging methods with their parameters, ranges, defaults, formulas and papers."""
-        return list(page.methods.values())
+        return [dict(method) for method in page.methods.values()]
 
     def preflight(recipe: str) -> dict:
         """Check from headers only whether a recipe can run.

@@ -11,12 +11,12 @@ from ..paths import assets
 from . import api, drafts, geometry, merge, models, predict, results, theme, views, work
 from .errors import log
 from .lab import Lab
-from .page import CHEAP, PRIVATE, Page
+from .page import PRIVATE, Page
 from .settings import Settings
 
 HEADER = (
-    '<header class="ml-header"><h1>MergeLab</h1><p>Models that were each fine-tuned for one task, put together into one. '
-    "Move a slider and see what the merged model can still do.</p></header>"
+    '<header class="ml-header"><h1>MergeLab</h1><p>Models that were each fine-tuned for one task, put together into '
+    "one. Move a slider and see what the merged model can still do.</p></header>"
 )
 
 
@@ -53,10 +53,16 @@ def build_app(lab: Lab | None = None, settings: Settings | None = None) -> gr.Bl
             with gr.Tab("Predict", id="predict", elem_id="tab-predict"):
                 predict.build(page, first, shown)
         api.build(page, first["selection"])
-        for handler, inputs, outputs in page.first_visit:
-            demo.load(
-                handler, inputs, outputs, show_progress="hidden", concurrency_id="first", concurrency_limit=4, **PRIVATE
-            )
+        options: dict[str, Any] = {
+            "show_progress": "hidden",
+            "concurrency_id": "first",
+            "concurrency_limit": 4,
+            **PRIVATE,
+        }
+        for chain in page.first_visit:
+            event = demo.load
+            for handler, inputs, outputs in chain:
+                event = event(handler, inputs, outputs, **options).then
     demo.queue(max_size=settings.queue_size, default_concurrency_limit=4)
     return demo
 
@@ -67,9 +73,9 @@ def opening(lab: Lab, settings: Settings, methods: dict[str, dict[str, Any]]) ->
     name = "task_arithmetic" if "task_arithmetic" in methods else next(iter(methods))
     draft = drafts.fresh(methods[name], selection)
     titles = lab.titles(selection)
-    tasks = [(titles.get(task, task), task) for task in selection["experts"]]
+    tasks = [(titles[task], task) for task in selection["experts"] if task in titles]
     picture = {"task": next(iter(selection["experts"])), "place": 0}
-    first = {
+    first: dict[str, Any] = {
         "selection": selection, "draft": draft, "recipe": drafts.to_recipe(draft, methods[name], selection),
         "tasks": tasks, "picture": picture, "result": None, "prediction": None,
         "status": views.status("Ready: move a slider to merge the experts."),

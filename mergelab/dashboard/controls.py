@@ -14,7 +14,10 @@ _LABELS = {
     "weight": "Weight",
     "t": "t, from the first to the second model",
 }
-LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
+LATEX: list[dict[str, str | bool]] = [
+    {"left": "$$", "right": "$$", "display": True},
+    {"left": "$", "right": "$", "display": False},
+]
 
 
 def choices(methods: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -1,12 +1,14 @@
 """What the form on the Merge tab holds, as plain values, and its way to a recipe and back.
 
-A *draft* is ``{"method", "parameters": {name: value}, "models": {name: {"on": bool, "parameters": {…}}}, "split":
+A *draft* is ``{"method", "parameters": {name: value}, "models": {name: {"on": bool, "parameters":
+{…}, "source"}}, "split":
 [parameters set for each model], "seed"}``.
 """
 
 from __future__ import annotations
 
 import copy
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,11 +28,11 @@ def fresh(method: Mapping[str, Any], selection: Mapping[str, Any], old: Draft | 
     models: dict[str, Any] = {}
     most = method["models"]["max"]
     carried = (old or {}).get("models", {})
-    for name in selection["experts"]:
+    for name, source in selection["experts"].items():
         before = carried.get(name, {"on": True, "parameters": {}})
         on = before["on"] and (most is None or sum(m["on"] for m in models.values()) < most)
         keep = {"weight": before["parameters"]["weight"]} if "weight" in before["parameters"] else {}
-        models[name] = {"on": on, "parameters": keep if _takes_weight(method) else {}}
+        models[name] = {"on": on, "parameters": keep if _takes_weight(method) else {}, "source": source}
     return {"method": method["name"], "parameters": parameters, "models": models, "split": [], "seed": 0}
 
 
@@ -78,7 +80,7 @@ def from_recipe(recipe: Recipe, method: Mapping[str, Any], selection: Mapping[st
     draft["seed"] = recipe.seed
     per_model = {p["name"] for p in method["parameters"] if p["per_model"]}
     for name in draft["models"]:
-        draft["models"][name] = {"on": False, "parameters": {}}
+        draft["models"][name] |= {"on": False, "parameters": {}}
     for p in method["parameters"]:
         if p["name"] != "weight":
             draft["parameters"][p["name"]] = p["default"]
@@ -92,7 +94,7 @@ def from_recipe(recipe: Recipe, method: Mapping[str, Any], selection: Mapping[st
         own = dict(entry.parameters)
         if shared_weight is not None:
             own.setdefault("weight", shared_weight)
-        draft["models"][by_source[entry.model]] = {"on": True, "parameters": own}
+        draft["models"][by_source[entry.model]] |= {"on": True, "parameters": own}
         draft["split"] = sorted({*draft["split"], *((set(own) & per_model) - {"weight"})})
     return draft
 
@@ -124,6 +126,11 @@ def is_tuned(draft: Draft, method: Mapping[str, Any], selection: Mapping[str, An
 def copied(draft: Draft) -> Draft:
     """A deep copy, for changing."""
     return copy.deepcopy(draft)
+
+
+def shown(draft: Draft) -> tuple[Draft, Draft]:
+    """The draft twice: for the form, which must be drawn anew even if it last showed the same, and itself."""
+    return {**copied(draft), "drawn": uuid.uuid4().hex}, copied(draft)
 
 
 def validate(recipe: Recipe) -> None:

@@ -20,8 +20,8 @@ from .page import CHEAP, COMPUTE, PRIVATE, Page, busy, session_of
 def build(page: Page, tab: gr.Tab) -> None:
     found = gr.State(None)
     gr.HTML(
-        '<p class="ml-lead">A task vector is what fine-tuning added to the base. Where task vectors point the same way, or '
-        "pull a weight in opposite directions, merging has to choose.</p>"
+        '<p class="ml-lead">A task vector is what fine-tuning added to the base. Where they point the same way, '
+        "or pull a weight in opposite directions, merging has to choose.</p>"
     )
     with gr.Row(equal_height=True):
         said = gr.HTML(

@@ -13,8 +13,8 @@ WHOLE = "whole model"
 def tables(found: Geometry) -> dict[str, Any]:
     """Plain lists and dicts.
 
-    ``names`` and ``layers``; ``cosine``: ``"whole model"`` or layer -> matrix; ``norms``: name -> one per layer, ``norm``:
-    name -> whole model; ``conflict``: one per layer, ``conflict_whole``.
+    ``names`` and ``layers``; ``cosine``: ``"whole model"`` or layer -> matrix; ``norms``: name -> one per layer,
+    ``norm``: name -> whole model; ``conflict``: one per layer, ``conflict_whole``.
     """
     cosine = {WHOLE: found.cosine.whole, **dict(zip(found.layers, found.cosine.by_layer, strict=True))}
     return {

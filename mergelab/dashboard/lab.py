@@ -113,7 +113,7 @@ class Lab:
         """On a public page refuse paths of this machine; everywhere refuse more models than the page is set up for."""
         if len(recipe.models) > self.settings.max_models:
             raise MergeLabError(
-                f"This page merges at most {self.settings.max_models} models, and the recipe lists {len(recipe.models)}. "
+                f"This page merges at most {self.settings.max_models} models; the recipe lists {len(recipe.models)}. "
                 "Use the command line, or raise MERGELAB_MAX_MODELS."
             )
         if not self.settings.public:

@@ -39,8 +39,8 @@ class Page:
     picture: gr.State
     prediction: gr.State
     jobs: Jobs = field(default_factory=Jobs)
-    #: (handler, inputs, outputs) to run once when a visitor arrives
-    first_visit: list[Any] = field(default_factory=list)
+    #: what runs once when a visitor arrives: chains of (handler, inputs, outputs)
+    first_visit: list[list[tuple[Any, Any, Any]]] = field(default_factory=list)
 
     def titles(self, selection: Mapping[str, Any]) -> dict[str, str]:
         """Task titles of a selection; empty where its suite cannot be opened."""
@@ -48,6 +48,11 @@ class Page:
             return self.lab.titles(selection)
         except MergeLabError:
             return {}
+
+    def tasks(self, selection: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """(title, name) of the tasks whose experts are on the bench: those that a picture can be read under."""
+        titles = self.titles(selection)
+        return [(titles[name], name) for name in selection["experts"] if name in titles]
 
     def recipe(self, draft: drafts.Draft, selection: Mapping[str, Any]) -> Recipe:
         """The recipe of a draft."""
@@ -57,7 +62,7 @@ class Page:
         self, session: str, draft: drafts.Draft, selection: Mapping[str, Any], picture: Mapping[str, Any] | None,
         *, per_task: int | None,
     ) -> Iterator[Step | Done]:  # fmt: skip
-        """Merge and measure as a job; ends with ``Done((result, prediction))``. Whole test sets run in the background."""
+        """Merge and measure as a job; ends with ``Done((result, prediction))``. Whole test sets: in the background."""
         recipe = self.recipe(draft, selection)
         self.lab.check_sources(recipe)
         method = self.methods[draft["method"]]
@@ -67,7 +72,7 @@ class Page:
             result = result_of(
                 self.lab, selection, recipe, method, tuned=tuned, per_task=per_task, progress=progress, stop=stop
             )
-            wanted = picture if per_task is not None else None
+            wanted = picture if per_task is not None and picture and picture["task"] else None
             return result, predict(self.lab, selection, recipe, wanted, progress, stop) if wanted else None
 
         yield from self.jobs.run(session, work, background=per_task is None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gradio as gr
@@ -12,55 +12,92 @@ from ..errors import Cancelled, MergeLabError
 from . import views
 from .errors import sentence
 from .jobs import Done, Step, Superseded
+from .merge_events import BARS
 from .page import CHEAP, COMPUTE, PRIVATE, Page, busy, session_of
 from .work import predict
 
 _SIDE = 280  # pixels of the drawing surface
+_TALL = 330  # pixels of the figure on this tab
 
 
 def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
-    prediction = first["prediction"]
+    """Lay the tab out; ``merge`` are the Merge tab's components, which show the same prediction."""
     with gr.Row(equal_height=False, elem_id="predict-row"):
         with gr.Column(scale=5, min_width=300):
-            task = gr.Dropdown(
-                first["tasks"], value=first["picture"]["task"], label="Task: whose head reads the picture",
-                elem_id="predict-task", filterable=False,
-            )  # fmt: skip
-            with gr.Tabs(elem_id="picture-from"):
-                with gr.Tab("Pick a sample", elem_id="from-sample"):
-                    gallery = gr.Gallery(
-                        label="Test pictures of this task", columns=4, height=250, allow_preview=False, elem_id="samples",
-                        object_fit="contain", show_label=False, interactive=False, buttons=[],
-                    )  # fmt: skip
-                with gr.Tab("Upload", elem_id="from-upload"):
-                    upload = gr.File(label="A picture: PNG, JPEG, WebP, GIF or BMP", elem_id="upload", height=150)
-                with gr.Tab("Draw", elem_id="from-drawing"):
-                    ink = gr.Radio(
-                        ["white on black", "black on white"], value="white on black", label="Ink", elem_id="ink"
-                    )
-                    pad = gr.Sketchpad(
-                        label="Draw", canvas_size=(_SIDE, _SIDE), height=_SIDE + 110, type="numpy", image_mode="RGBA",
-                        brush=gr.Brush(default_size=18, colors=["#808080"], color_mode="fixed"), layers=False,
-                        elem_id="sketchpad", show_label=False, transforms=(), buttons=[],
-                    )  # fmt: skip
-                    read = gr.Button("Read the drawing", variant="primary", elem_id="read-drawing")
+            task, gallery, upload, drawing = _inputs(first)
         with gr.Column(scale=8, min_width=320):
-            said = gr.HTML("", elem_id="predict-status")
-            with gr.Row(equal_height=False):
-                with gr.Column(scale=1, min_width=150):
-                    card = gr.HTML(views.picture_card(prediction), elem_id="predict-picture")
-                with gr.Column(scale=3, min_width=200):
-                    text = gr.Markdown(views.prediction_sentence(prediction), elem_id="predict-sentence")
-            plot = gr.Plot(
-                views.prediction_plot(prediction, height=330), label="Class probabilities", show_label=False,
-                elem_id="predict-plot", container=False,
-            )  # fmt: skip
-            table = gr.HTML(views.prediction_table(prediction), elem_id="predict-table")
+            said, shown = _answers(first["prediction"])
+    _wire_pictures(page, task, upload, drawing, said)
+    _wire_samples(page, task, gallery, said, merge)
+    _wire_answers(page, first, said, [*shown, merge["card"], merge["said"], merge["live"]])
 
-    def samples(task: str, selection: dict[str, Any]) -> Any:
+
+def _inputs(first: dict[str, Any]) -> tuple[Any, Any, Any, tuple[Any, Any, Any]]:
+    task = gr.Dropdown(
+        first["tasks"], value=first["picture"]["task"], label="Task: whose head reads the picture",
+        elem_id="predict-task", filterable=False,
+    )  # fmt: skip
+    with gr.Tabs(elem_id="picture-from"):
+        with gr.Tab("Pick a sample", elem_id="from-sample"):
+            gallery = gr.Gallery(
+                label="Test pictures of this task", columns=4, height=250, allow_preview=False, object_fit="contain",
+                show_label=False, interactive=False, buttons=[], elem_id="samples",
+            )  # fmt: skip
+        with gr.Tab("Upload", elem_id="from-upload"):
+            upload = gr.File(label="A picture: PNG, JPEG, WebP, GIF or BMP", elem_id="upload", height=150)
+        with gr.Tab("Draw", elem_id="from-drawing"):
+            ink = gr.Radio(["white on black", "black on white"], value="white on black", label="Ink", elem_id="ink")
+            pad = gr.Sketchpad(
+                label="Draw", canvas_size=(_SIDE, _SIDE), height=_SIDE + 110, type="numpy", image_mode="RGBA",
+                brush=gr.Brush(default_size=18, colors=["#808080"], color_mode="fixed"), layers=False,
+                show_label=False, transforms=(), buttons=[], elem_id="sketchpad",
+            )  # fmt: skip
+            read = gr.Button("Read the drawing", variant="primary", elem_id="read-drawing")
+    return task, gallery, upload, (ink, pad, read)
+
+
+def _answers(prediction: dict[str, Any] | None) -> tuple[Any, list[Any]]:
+    said = gr.HTML("", elem_id="predict-status")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=150):
+            card = gr.HTML(views.picture_card(prediction), elem_id="predict-picture")
+        with gr.Column(scale=3, min_width=200):
+            text = gr.Markdown(views.prediction_sentence(prediction), elem_id="predict-sentence")
+    plot = gr.Plot(
+        views.prediction_plot(prediction, height=_TALL), label="Class probabilities", show_label=False, container=False,
+        elem_id="predict-plot",
+    )  # fmt: skip
+    table = gr.HTML(views.prediction_table(prediction), elem_id="predict-table")
+    return said, [card, text, plot, table]
+
+
+def _wire_pictures(page: Page, task: Any, upload: Any, drawing: tuple[Any, Any, Any], said: Any) -> None:
+    """From an uploaded file or a drawing to the picture, or to a sentence that says why it is none."""
+
+    def cleaned(task: str, source: Callable[[], Any]) -> Any:
+        try:
+            return {"task": task, "pixels": page.lab.picture(source())[0].tolist()}, ""
+        except Exception as error:
+            return gr.skip(), views.status(sentence(error), "error")
+
+    def uploaded(task: str, path: str | None) -> Any:
+        return cleaned(task, lambda: path) if path else (gr.skip(), "")
+
+    def drawn(task: str, drawing: Any, ink: str) -> Any:
+        return cleaned(task, lambda: flatten(drawing, ink))
+
+    ink, pad, read = drawing
+    upload.upload(uploaded, [task, upload], [page.picture, said], **CHEAP, **PRIVATE)
+    read.click(drawn, [task, pad, ink], [page.picture, said], **CHEAP, **PRIVATE)
+
+
+def _wire_samples(page: Page, task: Any, gallery: Any, said: Any, merge: dict[str, Any]) -> None:
+    """The gallery follows the task, and the task follows the picture and the models on the bench."""
+
+    def samples(task: str | None, selection: dict[str, Any]) -> Any:
         try:
             bench = page.lab.open(selection)
-            if bench.suite is None:
+            if bench.suite is None or task is None:
                 return [], views.note("These models have no suite, so there are no pictures to pick from.", "error")
             return [(image, label) for _, image, label in bench.samples(task)], ""
         except Exception as error:
@@ -72,23 +109,30 @@ def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
     def pick(task: str, event: gr.SelectData) -> dict[str, Any]:
         return {"task": task, "place": int(event.index)}
 
-    def own(task: str, path: str | None) -> Any:
-        """An uploaded file as the picture, or a sentence that says why it is none."""
-        if not path:
-            return gr.skip(), ""
-        try:
-            return {"task": task, "pixels": page.lab.picture(path)[0].tolist()}, ""
-        except Exception as error:
-            return gr.skip(), views.status(sentence(error), "error")
+    def same_task(picture: dict[str, Any]) -> Any:
+        return picture["task"], picture["task"]
 
-    def drawn(task: str, drawing: Any, ink: str) -> Any:
-        try:
-            return {"task": task, "pixels": page.lab.picture(flatten(drawing, ink))[0].tolist()}, ""
-        except Exception as error:
-            return gr.skip(), views.status(sentence(error), "error")
+    def other_models(selection: dict[str, Any], picture: dict[str, Any]) -> Any:
+        tasks = page.tasks(selection)
+        names = [name for _, name in tasks]
+        chosen = picture["task"] if picture["task"] in names else next(iter(names), None)
+        field = gr.update(choices=tasks, value=chosen)
+        return field, field, picture if chosen == picture["task"] else {"task": chosen, "place": 0}
+
+    page.selection.change(
+        other_models, [page.selection, page.picture], [task, merge["task"], page.picture], **CHEAP, **PRIVATE
+    )
+    gr.on([task.change, page.selection.change], samples, [task, page.selection], [gallery, said], **CHEAP, **PRIVATE)
+    page.first_visit.append([(samples, [task, page.selection], [gallery, said])])
+    task.input(change_task, [task, page.picture], page.picture, **CHEAP, **PRIVATE)
+    gallery.select(pick, task, page.picture, **CHEAP, **PRIVATE)
+    page.picture.change(same_task, page.picture, [task, merge["task"]], **CHEAP, **PRIVATE)
+
+
+def _wire_answers(page: Page, first: dict[str, Any], said: Any, shown: list[Any]) -> None:
+    """Predict whenever the picture changes, and show the prediction on both tabs."""
 
     def answer(picture: dict[str, Any], draft: Any, selection: dict[str, Any], request: gr.Request) -> Iterator[Any]:
-        """Predict the picture with the base, the right expert and what is merged now."""
         try:
             recipe = page.recipe(draft, selection)
 
@@ -108,35 +152,17 @@ def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
             yield views.status(sentence(error), "error"), gr.skip()
 
     def show(prediction: Mapping[str, Any] | None) -> list[Any]:
-        said, card = views.prediction_sentence(prediction), views.picture_card(prediction)
-        return [
-            card, said, views.prediction_plot(prediction, height=330), views.prediction_table(prediction),
-            card, said, views.prediction_plot(prediction, height=215),
-        ]  # fmt: skip
+        text, card = views.prediction_sentence(prediction), views.picture_card(prediction)
+        tall, table = views.prediction_plot(prediction, height=_TALL), views.prediction_table(prediction)
+        return [card, text, tall, table, card, text, views.prediction_plot(prediction, height=BARS)]
 
-    def same_task(picture: dict[str, Any]) -> Any:
-        return picture["task"], picture["task"]
-
-    gr.on([task.change, page.selection.change], samples, [task, page.selection], [gallery, said], **CHEAP, **PRIVATE)
-    page.first_visit.append((samples, [task, page.selection], [gallery, said]))
-    if prediction is None and first["result"] is not None:
-        page.first_visit.append((answer, [page.picture, page.draft, page.selection], [said, page.prediction]))
-    task.input(change_task, [task, page.picture], page.picture, **CHEAP, **PRIVATE)
-    gallery.select(pick, task, page.picture, **CHEAP, **PRIVATE)
-    upload.upload(own, [task, upload], [page.picture, said], **CHEAP, **PRIVATE)
-    read.click(drawn, [task, pad, ink], [page.picture, said], **CHEAP, **PRIVATE)
+    inputs, outputs = [page.picture, page.draft, page.selection], [said, page.prediction]
+    if first["prediction"] is None and first["result"] is not None:
+        page.first_visit.append([(answer, inputs, outputs)])
     page.picture.change(
-        answer, [page.picture, page.draft, page.selection], [said, page.prediction], show_progress="hidden",
-        trigger_mode="always_last", **COMPUTE, **PRIVATE,
-    )  # fmt: skip
-    page.picture.change(same_task, page.picture, [task, merge["task"]], **CHEAP, **PRIVATE)
-    page.prediction.change(
-        show,
-        page.prediction,
-        [card, text, plot, table, merge["card"], merge["said"], merge["live"]],
-        **CHEAP,
-        **PRIVATE,
+        answer, inputs, outputs, show_progress="hidden", trigger_mode="always_last", **COMPUTE, **PRIVATE
     )
+    page.prediction.change(show, page.prediction, shown, **CHEAP, **PRIVATE)
 
 
 def flatten(drawing: Any, ink: str) -> np.ndarray:

@@ -57,7 +57,8 @@ def files(recipe: Recipe) -> str:
     title = html.escape(recipe.hash[:12])
     yaml = link("Save as YAML", recipe.to_yaml(), f"{stem}.yaml", "application/yaml")
     data = link("Save as JSON", recipe.to_json(), f"{stem}.json", "application/json")
-    return f'<p class="ml-files">{yaml}{data}<span class="ml-hash" title="{html.escape(recipe.hash)}">hash {title}</span></p>'
+    mark = f'<span class="ml-hash" title="{html.escape(recipe.hash)}">hash {title}</span>'
+    return f'<p class="ml-files">{yaml}{data}{mark}</p>'
 
 
 def read(text: str) -> Recipe:

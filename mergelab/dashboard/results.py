@@ -17,7 +17,7 @@ def build(page: Page, first: dict[str, Any]) -> None:
     with gr.Row(elem_id="results-actions", equal_height=False):
         keep = gr.Button("Keep this result", variant="primary", elem_id="keep", min_width=190, scale=0)
         clear = gr.Button("Clear kept results", elem_id="clear-kept", min_width=190, scale=0)
-        said = gr.HTML(_hint(0, page.settings.max_kept), elem_id="results-message")
+        said = gr.HTML(_hint(page.settings.max_kept), elem_id="results-message")
     shown = gr.CheckboxGroup([], value=[], label="Compare with", visible=False, elem_id="compare")
     text = gr.Markdown(views.sentence(result), elem_id="results-sentence")
     with gr.Row(equal_height=False, elem_id="results-figures"):
@@ -41,7 +41,8 @@ def build(page: Page, first: dict[str, Any]) -> None:
             )
     models = gr.Dataframe(
         _models(result, []), headers=views.MODEL_HEAD, label="Models (click a heading to sort)", interactive=False,
-        elem_id="models-table", datatype=["str", "number", "number", "number", "str", "str", "str", "number"], wrap=True,
+        elem_id="models-table", datatype=["str", "number", "number", "number", "str", "str", "str", "number"],
+        wrap=True,
         column_widths=["200px", "110px", "120px", "120px", "80px", "140px", "220px", "90px"],
     )  # fmt: skip
     tasks = gr.Dataframe(
@@ -79,7 +80,7 @@ def build(page: Page, first: dict[str, Any]) -> None:
         )
 
     def clear_all() -> Any:
-        return [], gr.update(choices=[], value=[], visible=False), _hint(0, page.settings.max_kept)
+        return [], gr.update(choices=[], value=[], visible=False), _hint(page.settings.max_kept)
 
     state = [page.result, page.kept, shown]
     keep.click(keep_it, [page.result, page.kept], [page.kept, shown, said], **CHEAP, **PRIVATE).then(
@@ -92,7 +93,7 @@ def build(page: Page, first: dict[str, Any]) -> None:
     page.result.change(render, state, outs, **CHEAP, **PRIVATE)
 
 
-def _hint(count: int, limit: int) -> str:
+def _hint(limit: int) -> str:
     return views.note(f"Keep a result, move a slider on the Merge tab, and compare: up to {limit} results are kept.")
 
 

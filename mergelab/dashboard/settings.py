@@ -13,7 +13,7 @@ from ..paths import home
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits and addresses. ``public``: strangers use this page, so that nothing on this machine may be named by path."""
+    """Limits and addresses. ``public``: strangers use this page, so nothing on this machine may be named by path."""
 
     server_name: str = "127.0.0.1"
     server_port: int = 7860

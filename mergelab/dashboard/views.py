@@ -280,11 +280,10 @@ def prediction_rows(predictions: Sequence[Any]) -> list[Row]:
     """Rows of class probabilities from a bench's predictions (objects) or shipped ones (dicts)."""
     rows = []
     for item in predictions:
-        get = item.get if isinstance(item, Mapping) else lambda key, item=item: getattr(item, key)
-        for label, value in zip(get("classes"), get("probabilities"), strict=True):
-            rows.append(
-                {"series": get("model"), "role": ROLES[get("model")], "class": str(label), "probability": float(value)}
-            )
+        found: Mapping[str, Any] = item if isinstance(item, Mapping) else vars(item)
+        series = found["model"]
+        for label, value in zip(found["classes"], found["probabilities"], strict=True):
+            rows.append({"series": series, "role": ROLES[series], "class": str(label), "probability": float(value)})
     return rows
 
 

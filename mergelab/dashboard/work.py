@@ -31,7 +31,7 @@ def _evaluate_elsewhere(selection: dict[str, Any], recipe: dict[str, Any], per_t
     return bench.evaluate(Recipe.from_dict(recipe), per_task=per_task).to_dict()
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0917
     lab: Lab, selection: Mapping[str, Any], recipe: Recipe, per_task: int | None, progress: Any, stop: Any
 ) -> dict[str, Any] | None:
     """The evaluation as plain values; None for models without a suite."""
@@ -101,7 +101,7 @@ def label(recipe: Recipe, method: Mapping[str, Any], available: int) -> str:
     return text
 
 
-def predict(
+def predict(  # noqa: PLR0917
     lab: Lab,
     selection: Mapping[str, Any],
     recipe: Recipe,
@@ -111,11 +111,11 @@ def predict(
 ) -> dict[str, Any] | None:
     """Class probabilities of the base, the right expert and the merge for a picture.
 
-    ``picture`` is ``{"task", "place"}`` (the place-th sample of the task), ``{"task", "index"}`` (in its test split), or
-    ``{"task", "pixels": uint8 [H, W, 3]}``.
+    ``picture`` is ``{"task", "place"}`` (the place-th sample of the task), ``{"task", "index"}`` (in its test split)
+    or ``{"task", "pixels": uint8 [H, W, 3]}``.
     """
     bench = lab.open(selection)
-    if bench.suite is None:
+    if bench.suite is None or not picture["task"]:
         return None
     if not bench.ready:
         bench.warm(progress, stop)

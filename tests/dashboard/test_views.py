@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dashboard.fake_lab import TASKS, FakeBench, FakeEvaluation
 
-from mergelab.dashboard import models, predict, views
+from mergelab.dashboard import model_views, predict, selections, views
 from mergelab.errors import MergeLabError
 
 
@@ -89,8 +89,8 @@ def test_names_are_escaped_everywhere(evil):
     shown = [
         views.main_table(bad), views.result_status(bad), views.prediction_table(prediction), views.picture_card(prediction),
         views.status(evil, "error"), views.note(evil),
-        models.findings({"ok": False, "findings": [{"level": "error", "text": evil, "fix": evil}]}),
-        models.basket_list([{"repo": evil, "source": evil}]),
+        model_views.findings({"ok": False, "findings": [{"level": "error", "text": evil, "fix": evil}]}),
+        model_views.basket_list([{"repo": evil, "source": evil}]),
     ]  # fmt: skip
     for text in shown:
         assert "<script" not in text and "<img src=x" not in text
@@ -121,15 +121,15 @@ def test_a_drawing_becomes_ink_on_a_plain_ground():
 
 def test_local_selections_are_refused_on_a_public_page():
     with pytest.raises(MergeLabError, match="public"):
-        models.local_selection("/base", "/a", "", public=True)
-    found = models.local_selection("/base", "/models/a\nmine = /models/b\n", "", public=False)
+        selections.local_selection("/base", "/a", "", public=True)
+    found = selections.local_selection("/base", "/models/a\nmine = /models/b\n", "", public=False)
     assert found["experts"] == {"a": "/models/a", "mine": "/models/b"}
     with pytest.raises(MergeLabError, match="two|Two"):
-        models.local_selection("/base", "/models/a\n/other/a", "", public=False)
+        selections.local_selection("/base", "/models/a\n/other/a", "", public=False)
 
 
 def test_findings_have_words_not_only_colours():
-    text = models.findings(
+    text = model_views.findings(
         {"ok": False, "findings": [{"level": "error", "text": "Shape differs.", "fix": "Take another."}]}
     )
     assert "cannot run" in text and "Take another." in text
