@@ -148,11 +148,17 @@ def _cross(found: Mapping[str, Any]) -> str:
 def _made(folder: Path, zoo: Mapping[str, Any], found: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     lines = [f"Seed {zoo['seed']}. Training took {about.get('seconds', 0) / 60:.0f} minutes and measuring "
              f"{found.get('seconds', 0) / 60:.0f} on {about.get('threads')} CPU threads. "
-             f"All files together: {folder_bytes(folder) / 1e6:.1f} MB without this card."]  # fmt: skip
+             f"All files together: {_size(folder) / 1e6:.1f} MB without this card."]  # fmt: skip
     if "packages" in about:
         lines.append("Packages: " + ", ".join(f"{k} {v}" for k, v in about["packages"].items()) + ".")
         lines.append("Rebuild it with `python -m mergelab zoo build starter` (needs the extra `build`).")
     return "\n\n".join(lines)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the zoo without its card."""
+    card_file = folder / "README.md"
+    return folder_bytes(folder) - (card_file.stat().st_size if card_file.is_file() else 0)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -36,7 +36,6 @@ def emoji(seed: int, train: int = 3200, val: int = 200, test: int = 320) -> Sour
         licence="SIL OFL 1.1 (font)",
         note="Drawn. The emoji are the classes, so splits share them; distortions and grounds are drawn anew for each.",
         splits=splits,
-        ship=320,
         epochs=4,
     )
 

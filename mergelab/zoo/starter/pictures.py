@@ -37,7 +37,7 @@ class Source:
     note: str
     splits: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(repr=False)
     seen: bool = True
-    ship: int = 300
+    ship: int = 1000
     epochs: int = 3
 
 

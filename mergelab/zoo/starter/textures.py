@@ -47,7 +47,9 @@ def textures(seed: int, train: int = 3500, val: int = 196, test: int = 294) -> S
         classes=tuple(PHOTOGRAPHS),
         templates=("a close-up photo of a {}.", "a patch of a photo: {}."),
         source="photographs in the PyPI packages scikit-image and scikit-learn",
-        licence="CC0, public domain, or CC BY as each package's image README says",
+        licence="CC0, public domain or no known copyright restrictions, as skimage.data says of each (moon, page and "
+        "motorcycle: nothing said; scikit-image itself is BSD-3-Clause); CC BY 2.0 by "
+        "danielbuechele (china.jpg, summer palace) and vultilion (flower.jpg), both on Flickr (scikit-learn)",
         note="Captured. Each photograph is cut into 16 cells: 9 train, 3 validate, 4 test; patches stay inside a cell.",
         splits=splits,
         epochs=4,
