@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -105,3 +106,20 @@ def test_nothing_tracked_is_too_large_for_a_space(root: Path):
     assert max(sizes.values()) <= 10 * 2**20, max(sizes, key=sizes.get)
     assert sum(sizes.values()) < 60 * 2**20
     assert sum(size for name, size in sizes.items() if name.startswith("assets/zoo/")) <= 50 * 2**20
+
+
+def test_the_readmes_numbers_are_the_measured_ones(root: Path):
+    block = re.search(r"<!-- measured -->\n(.*?)<!-- /measured -->", (root / "README.md").read_text(), re.S)
+    assert block
+    shown = {
+        cells[1]: cells[3:6]
+        for cells in ([c.strip() for c in line.split("|")] for line in block[1].splitlines())
+        if len(cells) > 5
+    }
+    measured = json.loads((root / "assets/zoo/starter/measured.json").read_text())["evaluations"]
+    for merge in measured["merges"]:
+        seen, unseen = merge["evaluation"]["seen"], merge["evaluation"]["unseen"]
+        expected = [f"{100 * share:.1f}" for share in (seen["accuracy"], seen["normalised"], unseen["accuracy"])]
+        assert shown[merge["title"]] == expected, merge["title"]
+    base = measured["base"]
+    assert shown["the base, under each expert's head"][0] == f"{100 * base['seen']['accuracy']:.1f}"
