@@ -24,11 +24,15 @@ def measured(page: Page, words: str) -> None:
     expect(page.locator("#status")).to_contain_text(words, timeout=SOON)
 
 
-def press_right(page: Page, selector: str, times: int = 1) -> None:
-    slider = page.locator(f"{selector} input[type=range]")
+def move(page: Page, times: int) -> None:
+    """Press the right arrow on the coefficient's slider and wait for the first numbers of that value."""
+    slider = page.locator("#parameter-lambda input[type=range]")
     slider.focus()
     for _ in range(times):
         page.keyboard.press("ArrowRight")
+    expect(page.locator("#status")).to_contain_text(
+        re.compile(rf"λ={float(slider.input_value()):g}: .* on 40 test images a task"), timeout=SOON
+    )
 
 
 def test_first_screen_has_radar_table_and_prediction(open_page):
@@ -67,13 +71,11 @@ def test_a_slider_moves_the_numbers_everywhere(open_page):
 
 def test_it_refines_on_the_whole_test_sets_and_stop_stops(open_page):
     page = open_page()
-    press_right(page, "#parameter-lambda", 3)
-    measured(page, "on 40 test images a task")
+    move(page, 3)
     expect(page.locator("#status progress")).to_be_visible(timeout=SOON)
     page.locator("#stop").click()
     measured(page, "Stopped")
-    press_right(page, "#parameter-lambda", 2)
-    measured(page, "on 40 test images a task")
+    move(page, 2)
     expect(page.locator("#main-table")).to_contain_text("on the whole test sets", timeout=120_000)
     expect(page.locator("#main-table")).to_contain_text("Mean, unseen")
 
@@ -118,8 +120,7 @@ def test_results_are_kept_compared_and_cleared(open_page):
     page.locator("#keep").click()
     expect(page.locator("#compare")).to_contain_text("A: Task arithmetic", timeout=SOON)
     tab(page, "Merge")
-    press_right(page, "#parameter-lambda", 4)
-    measured(page, "on 40 test images a task")
+    move(page, 4)
     tab(page, "Results")
     expect(page.locator("#results-radar .scatterlayer .trace")).to_have_count(4, timeout=SOON)
     expect(page.locator("#models-table")).to_contain_text("A: Task arithmetic")
