@@ -28,10 +28,10 @@ from ..training import Settings, Tuned, finetune
 from . import write
 from .card import card
 from .layout import ZooError, zoo_folders
-from .measure import CANDIDATES, Candidate, measure, tuned
+from .measure import BRIEF, CANDIDATES, Candidate, measure, tuned
 
-#: Most of a base's or an expert's validation pictures that a general build measures a coefficient on.
-VALIDATION = 200
+#: Most validation pictures a task that a general build measures a coefficient on.
+VALIDATION = 100
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def build_zoo(
     seed: int = 0,
     resolution: int | None = None,
     overwrite: bool = False,
-    candidates: Sequence[Candidate] = CANDIDATES,
+    candidates: Sequence[Candidate] = BRIEF,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Path:
@@ -123,7 +123,7 @@ def build_starter(
         jobs = [lambda s=sources[name]: starter.job(s, seed) for name in names]
         training = train_experts(folder, jobs, made.base, progress=progress, stop=stop)
         about = {"training": training, **starter.about(sources, conversion)}
-        made.finish(about, started, CANDIDATES, limit=None, progress=progress, stop=stop)
+        made.finish(about, started, CANDIDATES, limit=None, oracle=True, progress=progress, stop=stop)
     return target
 
 
@@ -208,14 +208,15 @@ class _Made:
         candidates: Sequence[Candidate],
         *,
         limit: int | None,
+        oracle: bool = False,
         progress: Progress | None,
         stop: Stop | None,
     ) -> None:
         """Measure, write down what validation chose, and write the card."""
         took = {"seconds": round(time.perf_counter() - started, 1), "threads": torch.get_num_threads()}
         found = measure(
-            self.folder, self.name, candidates, seed=self.seed, limit=limit, extra={"about": {**about, **took}},
-            progress=progress, stop=stop,
+            self.folder, self.name, candidates, seed=self.seed, limit=limit, oracle=oracle,
+            extra={"about": {**about, **took}}, progress=progress, stop=stop,
         )  # fmt: skip
         self.describe(tuned(found))
         (self.folder / "README.md").write_text(card(self.folder, found), encoding="utf-8")

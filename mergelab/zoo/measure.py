@@ -49,6 +49,15 @@ CANDIDATES = (
 )
 
 
+#: What any other zoo is measured with: fewer methods and coefficients, because its base may be large.
+BRIEF = (
+    Candidate("linear", "Weight average"),
+    Candidate("task_arithmetic", "Task arithmetic", (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)),
+    Candidate("ties", "TIES", (0.6, 1.0, 1.5)),
+    Candidate("tsv_m", "TSV-M", (0.3, 0.6, 1.0)),
+)
+
+
 class Measure:
     """Measures a zoo's folder that is not in its final place yet: sources are written as they will be."""
 
@@ -214,6 +223,7 @@ def measure(
     *,
     seed: int = 0,
     limit: int | None = None,
+    oracle: bool = False,
     extra: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
@@ -221,20 +231,23 @@ def measure(
     """Measure the zoo in ``folder`` and write ``predictions.npz`` and ``measured.json``; returns what the latter holds.
 
     ``name`` is what the zoo is called once in place: recipes name its models ``zoo:NAME/TASK``.
-    ``limit`` caps the validation pictures a task; the test split is always measured whole. ``extra`` is added as it is.
+    ``limit`` caps the validation pictures a task; the test split is always measured whole. ``oracle`` also measures
+    task arithmetic on test at every coefficient, to show only. ``extra`` is added as it is.
     """
     started = time.perf_counter()
     tasks = len(read_json(folder / "zoo.json")["experts"])
     candidates = candidates if tasks > 1 else ()
-    steps = 2 + 2 * tasks + sum((1 + (c.method == "task_arithmetic")) * len(c.grid) + len(c.seeds) for c in candidates)
+    steps = 2 + 2 * tasks + sum(len(c.grid) + len(c.seeds) for c in candidates)
+    steps += sum(len(c.grid) for c in candidates if oracle and c.method == "task_arithmetic")
     work = Measure(folder, name, seed=seed, steps=steps, limit=limit, progress=progress, stop=stop)
     model = work.model()
     base, experts, cross = work.references(model)
-    merges, oracle, samples = [], [], []
+    merges, curve, samples = [], [], []
     for candidate in candidates:
         merges.append(work.merge(model, candidate))
         if candidate.method == "task_arithmetic":
-            oracle, samples = work.oracle(model, candidate), work.samples(model, merges[-1])
+            curve = work.oracle(model, candidate) if oracle else []
+            samples = work.samples(model, merges[-1])
     found = {
         "evaluations": {
             "base": base.to_dict(),
@@ -242,7 +255,7 @@ def measure(
             "merges": merges,
         },
         "cross": cross,
-        "oracle": {"what": "test accuracy of task arithmetic at every coefficient; chooses nothing", "seen": oracle},
+        "oracle": {"what": "test accuracy of task arithmetic at every coefficient; chooses nothing", "seen": curve},
         "samples": samples,
         "seconds": round(time.perf_counter() - started, 1),
         **(extra or {}),

@@ -84,7 +84,7 @@ def test_predictions_are_of_the_whole_test_split(built: Path) -> None:
 
 def test_the_card_says_what_was_done(built: Path) -> None:
     text = (built / "README.md").read_text()
-    for words in ("LoRA rank 4", "`shades`", "made up", "Licence: CC0", "Task arithmetic", "oracle", "chosen on"):
+    for words in ("LoRA rank 4", "`shades`", "made up", "Licence: CC0", "Task arithmetic", "chosen on"):
         assert words in text, words
 
 
