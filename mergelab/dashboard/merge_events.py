@@ -35,6 +35,7 @@ def wire(page: Page, out: dict[str, Any], first: dict[str, Any]) -> None:
         draft: drafts.Draft, selection: dict[str, Any], result: views.Result | None, request: gr.Request
     ) -> Iterator[Any]:
         """Measure what is shown on the whole test sets; ends at once when something newer is on its way."""
+        yield views.skip(6)  # a generator that yields nothing would clear its outputs
         if not result or result.get("evaluation") is None or result["per_task"] is None:
             return
         try:
@@ -99,7 +100,7 @@ def _show(  # noqa: PLR0917
                     views.sentence(result), result, prediction if prediction else gr.skip(),
                 ]  # fmt: skip
     except Superseded:
-        return
+        yield views.skip(6)
     except Cancelled:
         yield [views.result_status(old, "Stopped; these numbers are the last ones that were measured."), *views.skip(5)]
     except Exception as error:

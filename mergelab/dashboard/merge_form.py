@@ -81,14 +81,13 @@ def _parameters(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> No
 
     def collect(draft: drafts.Draft, request: gr.Request, *values: Any) -> Any:
         with spoken():
-            page.jobs.stop(session_of(request), superseded=True)
             new = drafts.copied(draft)
             for name, value in zip(names, values, strict=True):
                 if name == "seed":
                     new["seed"] = int(value or 0)
                 elif value is not None:
                     new["parameters"][name] = value
-            return new
+            return _changed(page, draft, new, request)
 
     def start_over(request: gr.Request) -> Any:
         page.jobs.stop(session_of(request), superseded=True)
@@ -106,6 +105,14 @@ def _parameters(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> No
         )
     reset.click(start_over, None, [page.form, page.draft], **CHEAP, **PRIVATE)
     dice.click(roll, page.draft, [page.form, page.draft], **CHEAP, **PRIVATE)
+
+
+def _changed(page: Page, old: drafts.Draft, new: drafts.Draft, request: gr.Request) -> Any:
+    """The new draft, with the work on the old one ended; nothing at all where both are the same."""
+    if new == old:
+        return gr.skip()
+    page.jobs.stop(session_of(request), superseded=True)
+    return new
 
 
 def _experts(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> None:
@@ -143,14 +150,13 @@ def _experts(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> None:
 
     def collect(draft: drafts.Draft, request: gr.Request, *values: Any) -> Any:
         with spoken():
-            page.jobs.stop(session_of(request), superseded=True)
             new = drafts.copied(draft)
             for (name, key), value in zip(places, values, strict=True):
                 if key == "on":
                     new["models"][name]["on"] = bool(value)
                 elif value is not None:
                     new["models"][name]["parameters"][key] = value
-            return new
+            return _changed(page, draft, new, request)
 
     def separate(draft: drafts.Draft, request: gr.Request, *flags: bool) -> Any:
         with spoken():

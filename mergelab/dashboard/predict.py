@@ -145,7 +145,7 @@ def _wire_answers(page: Page, first: dict[str, Any], said: Any, shown: list[Any]
                 elif isinstance(item, Done):
                     yield "", item.value
         except Superseded:
-            return
+            yield views.skip(2)
         except Cancelled:
             yield views.status("Stopped."), gr.skip()
         except Exception as error:
