@@ -91,9 +91,7 @@ def opening(lab: Lab, settings: Settings, methods: dict[str, dict[str, Any]]) ->
     first["draft"], first["recipe"] = shown, drafts.to_recipe(shown, method, selection)
     first["result"] = shipped_result(shipped, first["recipe"], method, selection, titles)
     first["result"]["tuned"] = drafts.is_tuned(shown, method, selection)
-    first["status"] = views.result_status(
-        first["result"], "Measured when the zoo was built; move a slider to merge live."
-    )
+    first["status"] = views.result_status(first["result"], "Shipped with the zoo: move a slider.")
     if shipped.samples:
         first["prediction"], first["picture"] = shipped_prediction(lab, selection, shipped.samples, titles)
     return first

@@ -133,6 +133,18 @@ def shown(draft: Draft) -> tuple[Draft, Draft]:
     return {**copied(draft), "drawn": uuid.uuid4().hex}, copied(draft)
 
 
+def separated(draft: Draft, names: list[str]) -> Draft:
+    """``draft`` with the parameters ``names`` set for each model: they start from the value that all shared."""
+    new = copied(draft)
+    for model in new["models"].values():
+        for name in draft["split"]:
+            if name not in names:
+                model["parameters"].pop(name, None)
+        for name in names:
+            model["parameters"].setdefault(name, draft["parameters"][name])
+    return {**new, "split": list(names)}
+
+
 def validate(recipe: Recipe) -> None:
     """Check the method, its parameters and the number of models, without opening a checkpoint; raises MethodError."""
     from ..methods import get

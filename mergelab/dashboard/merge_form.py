@@ -122,31 +122,45 @@ def _experts(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> None:
     others = [p for p in method["parameters"] if p["per_model"] and p["name"] != "weight"]
     places: list[tuple[str, str]] = []
     components: list[Any] = []
+
+    def row(index: int, name: str, parameter: Any | None, *, box: bool) -> None:
+        model = form["models"][name]
+        with gr.Row(elem_classes="ml-expert", equal_height=False):
+            if box:
+                places.append((name, "on"))
+                components.append(
+                    gr.Checkbox(
+                        model["on"], label=name, container=False, interactive=True, scale=2, min_width=90,
+                        elem_id=f"expert-{index}-on",
+                    )
+                )  # fmt: skip
+            else:
+                gr.HTML(f"<span>{html.escape(name)}</span>")
+            if parameter:
+                key = parameter["name"]
+                value = model["parameters"].get(key, form["parameters"].get(key, parameter["default"]))
+                places.append((name, key))
+                components.append(
+                    controls.control(parameter, value, f"expert-{index}-{key}", label=f"{key} of {name}", bare=True)
+                )
+
     title = "Experts and their weights" if weight else "Experts"
     with gr.Accordion(f"{title} ({len(selection['experts'])})", open=True, elem_id="experts"):
-        for index, (name, model) in enumerate(form["models"].items()):
-            with gr.Row(elem_classes="ml-expert", equal_height=False):
-                box = gr.Checkbox(
-                    model["on"], label=name, container=False, interactive=True, scale=2, min_width=90,
-                    elem_id=f"expert-{index}-on",
-                )  # fmt: skip
-                places.append((name, "on"))
-                components.append(box)
-                for parameter in ([weight] if weight else []) + [p for p in others if p["name"] in form["split"]]:
-                    key = parameter["name"]
-                    value = model["parameters"].get(key, form["parameters"].get(key, parameter["default"]))
-                    shown = controls.control(
-                        parameter, value, f"expert-{index}-{key}", label=f"{key} of {name}", bare=True
-                    )
-                    places.append((name, key))
-                    components.append(shown)
-        split = [
+        for index, name in enumerate(form["models"]):
+            row(index, name, weight, box=True)
+    split = []
+    for parameter in others:
+        key = parameter["name"]
+        split.append(
             gr.Checkbox(
-                p["name"] in form["split"], label=f"Set {p['name']} for each expert", container=False, interactive=True,
-                elem_id=f"split-{p['name']}",
+                key in form["split"], label=f"Set {key} for each expert", container=False, interactive=True,
+                elem_id=f"split-{key}",
             )
-            for p in others
-        ]  # fmt: skip
+        )  # fmt: skip
+        if key in form["split"]:
+            with gr.Accordion(f"{controls.label_of(key)} of each expert", open=True, elem_id=f"each-{key}"):
+                for index, name in enumerate(form["models"]):
+                    row(index, name, parameter, box=False)
 
     def collect(draft: drafts.Draft, request: gr.Request, *values: Any) -> Any:
         with spoken():
@@ -162,8 +176,9 @@ def _experts(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> None:
         with spoken():
             page.jobs.stop(session_of(request), superseded=True)
             new = drafts.copied(draft)
-            new["split"] = [p["name"] for p, flag in zip(others, flags, strict=True) if flag]
-            return drafts.shown(new)
+            return drafts.shown(
+                drafts.separated(new, [p["name"] for p, flag in zip(others, flags, strict=True) if flag])
+            )
 
     for component in components:
         controls.listen(component)(

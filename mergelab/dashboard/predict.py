@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from ..errors import Cancelled, MergeLabError
 from . import views
@@ -16,7 +19,23 @@ from .merge_events import BARS
 from .page import CHEAP, COMPUTE, PRIVATE, Page, busy, session_of
 from .work import predict
 
-_SIDE = 280  # pixels of the drawing surface
+#: A pad of our own: gradio's editor asks for a tool to be picked first, and is not made for a finger.
+_PAD = '<canvas width="280" height="280" role="img" aria-label="Drawing pad: draw with a finger or the mouse"></canvas>'
+_PAD_SCRIPT = """
+const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
+let drawing = false;
+const at = (e) => { const r = canvas.getBoundingClientRect();
+  return [(e.clientX - r.left) * canvas.width / r.width, (e.clientY - r.top) * canvas.height / r.height]; };
+canvas.addEventListener("pointerdown", (e) => { drawing = true; canvas.setPointerCapture(e.pointerId); pen.beginPath();
+  pen.moveTo(...at(e)); pen.lineWidth = 22; pen.lineCap = pen.lineJoin = "round"; pen.strokeStyle = "#fff";
+  pen.lineTo(...at(e)); pen.stroke(); });
+canvas.addEventListener("pointermove", (e) => { if (drawing) { pen.lineTo(...at(e)); pen.stroke(); } });
+for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { drawing = false; });
+"""
+_CLEAR = """() => { const c = document.querySelector("#pad canvas");
+  c.getContext("2d").clearRect(0, 0, c.width, c.height); }"""
+_SEND = """(task, _, ink) => [task, document.querySelector("#pad canvas").toDataURL("image/png"), ink]"""
+_MOST_SIDE = 4096
 _TALL = 330  # pixels of the figure on this tab
 
 
@@ -47,11 +66,10 @@ def _inputs(first: dict[str, Any]) -> tuple[Any, Any, Any, tuple[Any, Any, Any]]
             upload = gr.File(label="A picture: PNG, JPEG, WebP, GIF or BMP", elem_id="upload", height=150)
         with gr.Tab("Draw", elem_id="from-drawing"):
             ink = gr.Radio(["white on black", "black on white"], value="white on black", label="Ink", elem_id="ink")
-            pad = gr.Sketchpad(
-                label="Draw", canvas_size=(_SIDE, _SIDE), height=_SIDE + 110, type="numpy", image_mode="RGBA",
-                brush=gr.Brush(default_size=18, colors=["#808080"], color_mode="fixed"), layers=False,
-                show_label=False, transforms=(), buttons=[], elem_id="sketchpad",
-            )  # fmt: skip
+            gr.HTML(_PAD, js_on_load=_PAD_SCRIPT, elem_id="pad")
+            pad = gr.Textbox(label="Drawing", visible=False, elem_id="drawing")
+            clear = gr.Button("Clear", size="sm", elem_id="clear-drawing")
+            clear.click(None, None, None, js=_CLEAR, **PRIVATE)
             read = gr.Button("Read the drawing", variant="primary", elem_id="read-drawing")
     return task, gallery, upload, (ink, pad, read)
 
@@ -83,12 +101,12 @@ def _wire_pictures(page: Page, task: Any, upload: Any, drawing: tuple[Any, Any, 
     def uploaded(task: str, path: str | None) -> Any:
         return cleaned(task, lambda: path) if path else (gr.skip(), "")
 
-    def drawn(task: str, drawing: Any, ink: str) -> Any:
+    def drawn(task: str, drawing: str, ink: str) -> Any:
         return cleaned(task, lambda: flatten(drawing, ink))
 
     ink, pad, read = drawing
     upload.upload(uploaded, [task, upload], [page.picture, said], **CHEAP, **PRIVATE)
-    read.click(drawn, [task, pad, ink], [page.picture, said], **CHEAP, **PRIVATE)
+    read.click(drawn, [task, pad, ink], [page.picture, said], js=_SEND, **CHEAP, **PRIVATE)
 
 
 def _wire_samples(page: Page, task: Any, gallery: Any, said: Any, merge: dict[str, Any]) -> None:
@@ -165,12 +183,19 @@ def _wire_answers(page: Page, first: dict[str, Any], said: Any, shown: list[Any]
     page.prediction.change(show, page.prediction, shown, **CHEAP, **PRIVATE)
 
 
-def flatten(drawing: Any, ink: str) -> np.ndarray:
-    """The drawing as uint8 ``[H, W, 3]``: strokes in one colour on a plain ground; an error for an empty one."""
-    layers = [np.asarray(layer) for layer in (drawing or {}).get("layers", []) if layer is not None]
-    strokes = [layer[..., 3] for layer in layers if layer.ndim == 3 and layer.shape[-1] == 4]
-    mask = np.max(strokes, axis=0) if strokes else None
-    if mask is None or not mask.any():
+def flatten(drawing: str, ink: str) -> np.ndarray:
+    """The pad's PNG (a data address) as uint8 ``[H, W, 3]``: strokes on a plain ground; an error for an empty one."""
+    try:
+        data = base64.b64decode((drawing or "").partition(",")[2], validate=True)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            if max(picture.size) > _MOST_SIDE:
+                raise MergeLabError(f"A drawing has at most {_MOST_SIDE} pixels a side.")
+            mask = np.asarray(picture.convert("RGBA"))[..., 3]
+    except MergeLabError:
+        raise
+    except Exception:  # a decoder raises anything on what is no picture
+        raise MergeLabError("The drawing did not arrive as a picture; please draw it again.") from None
+    if not mask.any():
         raise MergeLabError("The drawing is empty: draw something first.")
     grey = mask if ink == "white on black" else 255 - mask
     return np.repeat(grey[..., None], 3, axis=-1).astype(np.uint8)

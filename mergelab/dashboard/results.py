@@ -43,7 +43,6 @@ def build(page: Page, first: dict[str, Any]) -> None:
         _models(result, []), headers=views.MODEL_HEAD, label="Models (click a heading to sort)", interactive=False,
         elem_id="models-table", datatype=["str", "number", "number", "number", "str", "str", "str", "number"],
         wrap=True,
-        column_widths=["200px", "110px", "120px", "120px", "80px", "140px", "220px", "90px"],
     )  # fmt: skip
     tasks = gr.Dataframe(
         _tasks(result, []), headers=views.TASK_HEAD, label="Every task (click a heading to sort)", interactive=False,

@@ -140,8 +140,8 @@ def main_table(result: Result | None) -> str:
             meter(mean["normalised"]),
         ]
         body.append(cells)
-    head = ["Task", "Base", "Expert", "Merged", "of expert"]
-    caption = f"Accuracy in % {scope(result)} (95 % interval), and as a share of the expert’s"
+    head = ["Task", "Base", "Expert", "Merged", "/ Expert"]
+    caption = f"Accuracy in % {scope(result)}, with 95 % intervals"
     return table(head, body, caption, summary_from=len(merged)) + downloads(result_rows(result), "results")
 
 
@@ -356,9 +356,9 @@ def result_status(result: Result | None, extra: str = "") -> str:
     if result is None or result.get("evaluation") is None:
         return status(extra or "Ready.")
     mean = result["evaluation"]["seen"]
-    mark = "coefficients tuned on validation" if result["tuned"] else "coefficients untuned"
+    mark = "tuned on validation" if result["tuned"] else "untuned"
     took = f" in {result['seconds']:.1f} s" if result.get("seconds") is not None else ""
-    text = f"{result['label']}: {percent(mean['accuracy'])} % on average {scope(result)}{took} · {mark}."
+    text = f"{result['label']}: {percent(mean['accuracy'])} % on average {scope(result)}{took}; {mark}."
     return status(f"{text} {extra}".strip())
 
 

@@ -172,6 +172,24 @@ def test_predict_a_sample_an_upload_and_what_is_no_picture(open_page, tmp_path):
     expect(page.locator("#predict-status")).not_to_contain_text("not a picture")
 
 
+def test_predict_a_drawing(open_page):
+    page = open_page()
+    tab(page, "Predict")
+    page.get_by_role("tab", name="Draw", exact=True).click()
+    pad = page.locator("#pad canvas")
+    expect(pad).to_be_visible(timeout=SOON)
+    page.locator("#read-drawing").click()
+    expect(page.locator("#predict-status")).to_contain_text("The drawing is empty", timeout=SOON)
+    box = pad.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 40, steps=8)
+    page.mouse.up()
+    page.locator("#read-drawing").click()
+    expect(page.locator("#predict-picture")).to_contain_text("Your picture", timeout=SOON)
+    expect(page.locator("#predict-sentence")).to_contain_text("merged says", timeout=SOON)
+
+
 def test_models_are_checked_in_words_and_a_wrong_path_gets_a_sentence(open_page):
     page = open_page()
     tab(page, "Models")

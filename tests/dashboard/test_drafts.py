@@ -127,3 +127,13 @@ def test_the_python_form_runs_the_same_merge(monkeypatch):
     exec(recipes.python(recipe), {})
     assert called["args"] == ("task_arithmetic", {"mnist": "zoo:starter/mnist", "emoji": "zoo:starter/emoji"})
     assert called["kwargs"] == {"base": "zoo:starter/base", "seed": 7, "lambda_": 0.3, "weight": [1.0, 0.5]}
+
+
+def test_a_parameter_set_for_each_expert_starts_from_the_shared_value():
+    draft = drafts.fresh(METHODS["dare_ties"], SELECTION)
+    draft["parameters"]["density"] = 0.5
+    split = drafts.separated(draft, ["density"])
+    recipe = drafts.to_recipe(split, METHODS["dare_ties"], SELECTION)
+    assert [entry.parameters["density"] for entry in recipe.models] == [0.5] * 3 and "density" not in recipe.parameters
+    again = drafts.separated(split, [])
+    assert drafts.to_recipe(again, METHODS["dare_ties"], SELECTION).parameters["density"] == 0.5
