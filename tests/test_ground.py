@@ -123,3 +123,13 @@ def test_the_readmes_numbers_are_the_measured_ones(root: Path):
         assert shown[merge["title"]] == expected, merge["title"]
     base = measured["base"]
     assert shown["the base, under each expert's head"][0] == f"{100 * base['seen']['accuracy']:.1f}"
+
+
+def test_ready_recipes_carry_the_coefficients_that_validation_chose(root: Path):
+    from mergelab import Recipe
+
+    tuned = json.loads((root / "assets/zoo/starter/zoo.json").read_text())["tuned"]
+    assert tuned
+    for method, values in tuned.items():
+        recipe = Recipe.read(root / f"assets/recipes/{method}.yaml")
+        assert {name: recipe.parameters.get(name) for name in values} == values, method
