@@ -101,6 +101,22 @@ class Lab:
 
         return hub.inspect(repo, revision)
 
+    def pinned(self, selection: Mapping[str, Any]) -> dict[str, Any]:
+        """The selection with every Hub source pinned to the commit that it stands for now."""
+        from ..checkpoints import hub
+
+        def pin(source: str) -> str:
+            if not source.startswith("hub:"):
+                return source
+            repo, revision, sub = hub.parse_source(source)
+            if revision is not None and len(revision) == 40:
+                return source
+            found = hub.inspect(repo, revision, subfolder=sub)
+            return f"hub:{repo}@{found.revision}" + (f"/{sub}" if sub else "")
+
+        experts = {name: pin(source) for name, source in selection["experts"].items()}
+        return {**selection, "base": pin(selection["base"]), "experts": experts}
+
     def geometry(self, selection: Mapping[str, Any], progress: Any = None, stop: Any = None) -> dict[str, Any]:
         """Tables of the Geometry tab as plain data; see :func:`mergelab.dashboard.geometry.tables`."""
         from .geometry_tables import tables

@@ -94,7 +94,7 @@ def _show(  # noqa: PLR0917
                 yield [first + busy(item, what), *views.skip(5)]
             elif isinstance(item, Done):
                 result, prediction = item.value
-                extra = "Refining …" if per_task is not None else ""
+                extra = "Refining …" if per_task is not None and result["evaluation"] else ""
                 yield [
                     views.result_status(result, extra), views.radar(result, height=RADAR), views.main_table(result),
                     views.sentence(result), result, prediction if prediction else gr.skip(),

@@ -35,16 +35,7 @@ def findings(report: Mapping[str, Any]) -> str:
         color, word = LEVELS.get(item["level"], LEVELS["warn"])
         fix = f' <span class="ml-fix">{html.escape(item["fix"])}</span>' if item.get("fix") else ""
         items.append(f'<li class="ml-{color}"><b>{word}</b> {html.escape(item["text"])}{fix}</li>')
-    size = report.get("bytes_out")
-    cost = []
-    if size:
-        cost.append(f"{report.get('tensors', '?')} tensors, {size / 1e6:.0f} MB out")
-    if report.get("peak_memory"):
-        cost.append(f"about {report['peak_memory'] / 1e6:.0f} MB of memory")
-    if report.get("seconds"):
-        cost.append(f"about {report['seconds']:.0f} s" if report["seconds"] >= 1 else "under a second")
-    line = f'<p class="ml-cost">{html.escape("; ".join(cost))}</p>' if cost else ""
-    inner = f"<h4>Pre-flight check</h4><ul>{''.join(items)}</ul>{line}"
+    inner = f"<h4>Pre-flight check</h4><ul>{''.join(items)}</ul>"
     return f'<section class="ml-verdict" aria-label="Pre-flight check">{inner}</section>'
 
 

@@ -71,14 +71,14 @@ def _hub_fields(page: Page) -> tuple[gr.Button, list[Any]]:
     found = gr.State([])  # models of the last search, as plain values
     wanted = gr.State([])  # experts collected so far
     gr.HTML(views.note("Nothing is sent to the Hub until you press a button here. Searching downloads no weights."))
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=False, elem_classes="ml-ends"):
         base = gr.Textbox(
             "openai/clip-vit-base-patch32", label="Fine-tuned from (base)", elem_id="hub-base", min_width=240
         )
         query = gr.Textbox(label="Name contains (optional)", elem_id="hub-query", min_width=200)
         search = gr.Button("Search the Hub", variant="primary", elem_id="hub-search", min_width=150, scale=0)
     listing = gr.HTML("", elem_id="hub-results")
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=False, elem_classes="ml-ends"):
         pick = gr.Dropdown(
             [], label="A checkpoint (from the list, or type org/name)", allow_custom_value=True, elem_id="hub-pick"
         )
@@ -140,26 +140,28 @@ def _user(page: Page, select: Callable[..., dict[str, Any]]) -> Callable[..., It
 
 
 def _take(page: Page, selection: Mapping[str, Any], session: str) -> Iterator[Any]:
-    name = "task_arithmetic" if "task_arithmetic" in page.methods else next(iter(page.methods))
-    draft = drafts.fresh(page.methods[name], selection)
-    recipe = page.recipe(draft, selection)
-    page.lab.check_sources(recipe)
+    method = page.methods["task_arithmetic" if "task_arithmetic" in page.methods else next(iter(page.methods))]
+    page.lab.check_sources(page.recipe(drafts.fresh(method, selection), selection))
 
     def work(progress: Any, _stop: Any) -> Any:
         progress(0, 0, "reading headers")
-        return page.lab.preflight(recipe)
+        pinned = page.lab.pinned(selection)
+        draft = drafts.fresh(method, pinned)
+        return pinned, draft, page.lab.preflight(page.recipe(draft, pinned))
 
     for item in page.jobs.run(session, work):
         if isinstance(item, Step):
             yield [busy(item), *views.skip(4)]
-        elif isinstance(item, Done) and not item.value["ok"]:
-            text = views.status("These models cannot be merged as they are; see below what to do.", "error")
-            yield [text, findings(item.value), *views.skip(3)]
         elif isinstance(item, Done):
-            size, most = (item.value.get("bytes_out") or 0) / 1e9, page.settings.max_download_gb
+            pinned, draft, report = item.value
+            if not report["ok"]:
+                text = views.status("These models cannot be merged as they are; see below what to do.", "error")
+                yield [text, findings(report), *views.skip(3)]
+                return
+            size, most = (report.get("bytes_out") or 0) / 1e9, page.settings.max_download_gb
             if page.settings.public and size > most:
                 raise MergeLabError(
-                    f"These models take {size:.1f} GB each, and this public page takes at most {most:g} GB."
+                    f"These models take {size:.1f} GB each; this public page takes at most {most:g} GB."
                 )
-            text = views.status(f"On the bench: {selection['title']}. The Merge tab now works on these models.")
-            yield [text, findings(item.value), dict(selection), *drafts.shown(draft)]
+            text = views.status(f"On the bench: {pinned['title']}. The Merge tab now works on these models.")
+            yield [text, findings(report), dict(pinned), *drafts.shown(draft)]

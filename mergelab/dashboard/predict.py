@@ -137,11 +137,12 @@ def _wire_samples(page: Page, task: Any, gallery: Any, said: Any, merge: dict[st
         field = gr.update(choices=tasks, value=chosen)
         return field, field, picture if chosen == picture["task"] else {"task": chosen, "place": 0}
 
+    shown = [gallery, said]
+    task.change(samples, [task, page.selection], shown, **CHEAP, **PRIVATE)
     page.selection.change(
         other_models, [page.selection, page.picture], [task, merge["task"], page.picture], **CHEAP, **PRIVATE
-    )
-    gr.on([task.change, page.selection.change], samples, [task, page.selection], [gallery, said], **CHEAP, **PRIVATE)
-    page.first_visit.append([(samples, [task, page.selection], [gallery, said])])
+    ).then(samples, [task, page.selection], shown, **CHEAP, **PRIVATE)
+    page.first_visit.append([(samples, [task, page.selection], shown)])
     task.input(change_task, [task, page.picture], page.picture, **CHEAP, **PRIVATE)
     gallery.select(pick, task, page.picture, **CHEAP, **PRIVATE)
     page.picture.change(same_task, page.picture, [task, merge["task"]], **CHEAP, **PRIVATE)

@@ -79,7 +79,7 @@ def plot(figure: Any, name: str) -> PlotData:
 
 
 def radar(result: Result | None, kept: Sequence[Result] = (), *, height: int = 400) -> PlotData | None:
-    if result is None or result.get("evaluation") is None:
+    if result is None:
         return None
     rows = result_rows(result, kept)
     compared = with_normalised(rows)
@@ -88,7 +88,7 @@ def radar(result: Result | None, kept: Sequence[Result] = (), *, height: int = 4
 
 
 def bars(result: Result | None, kept: Sequence[Result] = ()) -> PlotData | None:
-    if result is None or result.get("evaluation") is None:
+    if result is None:
         return None
     return plot(figures.accuracy_bars(result_rows(result, kept)), "accuracies")
 
@@ -290,7 +290,8 @@ def prediction_rows(predictions: Sequence[Any]) -> list[Row]:
 def prediction_plot(prediction: Mapping[str, Any] | None, *, height: int = 300) -> PlotData | None:
     if not prediction:
         return None
-    return plot(figures.probability_bars(prediction["rows"], height=height), "prediction")
+    top = 5 if height > 260 else 3
+    return plot(figures.probability_bars(prediction["rows"], top=top, height=height), "prediction")
 
 
 def prediction_sentence(prediction: Mapping[str, Any] | None) -> str:
@@ -353,8 +354,10 @@ def status(text: str, kind: str = "ok", done: int = 0, total: int = 0) -> str:
 
 def result_status(result: Result | None, extra: str = "") -> str:
     """What is shown, how it was measured, and whether its coefficients were tuned."""
-    if result is None or result.get("evaluation") is None:
+    if result is None:
         return status(extra or "Ready.")
+    if result.get("evaluation") is None:
+        return status(f"{result['label']}: merged in memory in {result['seconds']:.1f} s. {extra}".strip())
     mean = result["evaluation"]["seen"]
     mark = "tuned on validation" if result["tuned"] else "untuned"
     took = f" in {result['seconds']:.1f} s" if result.get("seconds") is not None else ""

@@ -42,7 +42,7 @@ def probability_bars(rows: Sequence[Mapping[str, Any]], *, top: int = 5, height:
                 hovertemplate="%{customdata}: %{x:.1%}<extra>" + name + "</extra>",
             )
         )
-    figure.update_layout(barmode="group", bargap=0.3)
+    figure.update_layout(barmode="group", bargap=0.3, uniformtext={"minsize": 10, "mode": "show"})
     figure.update_xaxes(range=[0, 1.12], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
     figure.update_yaxes(
         tickvals=list(range(len(classes))), ticktext=labels, autorange="reversed", showgrid=False, zeroline=False

@@ -45,8 +45,8 @@ class FakeEvaluation:
         if self.per_task is None:
             tasks["letters"] = {"seen": False, "n": n, "accuracy": 0.33, "interval": [0.3, 0.36], "normalised": None}
             unseen["accuracy"] = 0.33
-        return {"suite": "starter", "source": self.source, "tasks": tasks, "seen": {"accuracy": mean, "normalised": mean / 0.9},
-                "unseen": unseen, "data_used": "none", "seconds": 0.1}  # fmt: skip
+        return {"suite": "starter", "source": self.source, "tasks": tasks,
+                "seen": {"accuracy": mean, "normalised": mean / 0.9}, "unseen": unseen, "data_used": "none", "seconds": 0.1}  # fmt: skip
 
 
 class FakeBench:
@@ -147,12 +147,12 @@ class FakeLab(Lab):
         bad = any("broken" in entry.model for entry in recipe.models)
         finding = {"level": "error", "text": "Tensor a.weight has another shape.", "fix": "Use another expert."}
         good = {"level": "ok", "text": "All tensors have the base's shapes.", "fix": ""}
-        return {"ok": not bad, "findings": [finding if bad else good], "bytes_out": 28_000_000, "peak_memory": 10_000_000,
-                "disk_free": 10**12, "seconds": 0.3, "tensors": 12}  # fmt: skip
+        return {"ok": not bad, "findings": [finding if bad else good], "bytes_out": 28_000_000,
+                "peak_memory": 10_000_000, "disk_free": 10**12, "seconds": 0.3, "tensors": 12}  # fmt: skip
 
     def geometry(self, selection, progress=None, stop=None):
         names = list(TASKS)
         matrix = [[1.0 if i == j else 0.1 * (i + j) for j in range(4)] for i in range(4)]
-        return {"names": names, "layers": ["block 0", "block 1"], "cosine": {"whole model": matrix, "block 0": matrix, "block 1": matrix},
-                "norms": {name: [1.0, 2.0] for name in names}, "norm": {name: 2.24 for name in names},
-                "conflict": [0.4, 0.5], "conflict_whole": 0.45}  # fmt: skip
+        return {"names": names, "layers": ["block 0", "block 1"],
+                "cosine": {"whole model": matrix, "block 0": matrix, "block 1": matrix}, "norms": {name: [1.0, 2.0] for name in names},
+                "norm": dict.fromkeys(names, 2.24), "conflict": [0.4, 0.5], "conflict_whole": 0.45}  # fmt: skip

@@ -88,8 +88,8 @@ def test_names_are_escaped_everywhere(evil):
     prediction = {"task": "mnist", "title": evil, "truth": evil, "png": "data:,",
                   "rows": [{"series": "base", "role": "base", "class": evil, "probability": 1.0}]}  # fmt: skip
     shown = [
-        views.main_table(bad), views.result_status(bad), views.prediction_table(prediction), views.picture_card(prediction),
-        views.status(evil, "error"), views.note(evil),
+        views.main_table(bad), views.result_status(bad), views.prediction_table(prediction),
+        views.picture_card(prediction), views.status(evil, "error"), views.note(evil),
         model_views.findings({"ok": False, "findings": [{"level": "error", "text": evil, "fix": evil}]}),
         model_views.basket_list([{"repo": evil, "source": evil}]),
     ]  # fmt: skip
@@ -134,8 +134,14 @@ def test_local_selections_are_refused_on_a_public_page():
         selections.local_selection("/base", "/a", "", public=True)
     found = selections.local_selection("/base", "/models/a\nmine = /models/b\n", "", public=False)
     assert found["experts"] == {"a": "/models/a", "mine": "/models/b"}
-    with pytest.raises(MergeLabError, match="two|Two"):
+    with pytest.raises(MergeLabError, match="Two experts"):
         selections.local_selection("/base", "/models/a\n/other/a", "", public=False)
+
+
+def test_models_without_a_suite_say_so_and_promise_no_numbers():
+    bare = result(evaluation=None, base=None, experts=None)
+    assert "merged in memory" in views.result_status(bare) and "no suite" in views.sentence(bare)
+    assert views.main_table(bare) == "" and json.loads(views.radar(bare).plot)["layout"]["annotations"][0]["text"]
 
 
 def test_findings_have_words_not_only_colours():

@@ -148,7 +148,7 @@ ALLOWED = {
 }  # fmt: skip
 LAYOUT = {
     "template", "autosize", "height", "margin", "paper_bgcolor", "plot_bgcolor", "font", "showlegend", "legend",
-    "hoverlabel", "polar", "xaxis", "yaxis", "barmode", "bargap", "annotations", "modebar",
+    "hoverlabel", "polar", "xaxis", "yaxis", "barmode", "bargap", "annotations", "modebar", "uniformtext",
 }  # fmt: skip
 
 
