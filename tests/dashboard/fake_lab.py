@@ -46,7 +46,8 @@ class FakeEvaluation:
             tasks["letters"] = {"seen": False, "n": n, "accuracy": 0.33, "interval": [0.3, 0.36], "normalised": None}
             unseen["accuracy"] = 0.33
         return {"suite": "starter", "source": self.source, "tasks": tasks,
-                "seen": {"accuracy": mean, "normalised": mean / 0.9}, "unseen": unseen, "data_used": "none", "seconds": 0.1}  # fmt: skip
+                "seen": {"accuracy": mean, "normalised": mean / 0.9}, "unseen": unseen,
+                "data_used": "none", "seconds": 0.1}  # fmt: skip
 
 
 class FakeBench:
@@ -154,5 +155,6 @@ class FakeLab(Lab):
         names = list(TASKS)
         matrix = [[1.0 if i == j else 0.1 * (i + j) for j in range(4)] for i in range(4)]
         return {"names": names, "layers": ["block 0", "block 1"],
-                "cosine": {"whole model": matrix, "block 0": matrix, "block 1": matrix}, "norms": {name: [1.0, 2.0] for name in names},
+                "cosine": {"whole model": matrix, "block 0": matrix, "block 1": matrix},
+                "norms": {name: [1.0, 2.0] for name in names},
                 "norm": dict.fromkeys(names, 2.24), "conflict": [0.4, 0.5], "conflict_whole": 0.45}  # fmt: skip

@@ -74,7 +74,7 @@ def test_preflight_and_geometry(client):
         ("merge_method: tise\nmodels: [zoo:starter/mnist]", "ties"),
         ("merge_method: linear\nmodels: []", "empty"),
         ("merge_method: linear\nmodls: []\nmodels: [a]", "modls"),
-        ("merge_method: task_arithmetic\nbase_model: b\nmodels: [zoo:starter/mnist]\nparameters: {lambda: 99}", "range"),
+        ("merge_method: task_arithmetic\nbase_model: b\nmodels: [a]\nparameters: {lambda: 99}", "range"),
         ("merge_method: task_arithmetic\nmodels: [zoo:starter/mnist]", "base"),
         ("merge_method: task_arithmetic\nbase_model: b\nmodels: [a]\nparameters: {lambda: .nan}", "lambda"),
         ("x" * 70_000, "64"),
