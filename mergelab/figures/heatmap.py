@@ -38,7 +38,7 @@ def cosine_heatmap(names: Sequence[str], matrix: Sequence[Sequence[float]], *, h
     figure.update_traces(colorscale=DIVERGING, zmin=-limit, zmax=limit, zmid=0)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickangle=-45)
-    return finish(figure, height=height, legend=False, margin={"r": 8, "t": 12, "b": 110})
+    return finish(figure, height=height, legend=False, margin={"r": 8, "t": 30, "b": 110})
 
 
 def layer_heatmap(
@@ -51,7 +51,7 @@ def layer_heatmap(
     figure.update_traces(colorscale=SEQUENTIAL, zmin=0)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickangle=-45)
-    return finish(figure, height=height, legend=False, margin={"r": 8, "t": 12, "b": 110})
+    return finish(figure, height=height, legend=False, margin={"r": 8, "t": 30, "b": 110})
 
 
 def _grid(

@@ -75,7 +75,7 @@ def describe_norms(layers: Sequence[str], series: Mapping[str, Sequence[float | 
     if not found:
         return "There is no layer to show."
     value, name, layer = max(found)
-    text = f"The largest change is {name}'s in {layer} (norm {value:.3g})."
+    text = f"The largest change is that of {name} in {layer} (norm {value:.3g})."
     return text + " Large norms pull a plain sum towards their expert."
 
 

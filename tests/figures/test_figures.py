@@ -198,7 +198,7 @@ def test_sentences_say_the_numbers():
     assert "alike are a and c (cosine 0.40)" in figures.describe_cosines(
         ["a", "b", "c"], [[1, 0.1, 0.4], [0.1, 1, 0], [0.4, 0, 1]]
     )
-    assert "b's in l1" in figures.describe_norms(["l0", "l1"], {"a": [1, 2], "b": [0, 3]})
+    assert "that of b in l1" in figures.describe_norms(["l0", "l1"], {"a": [1, 2], "b": [0, 3]})
     said = figures.describe_conflict(["l0", "l1"], [0.2, 0.5], 0.31)
     assert "l1" in said and "50%" in said and "31%" in said
     said = figures.describe_prediction(probabilities(), truth="c3")
