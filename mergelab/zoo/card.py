@@ -142,7 +142,9 @@ def _cross(found: Mapping[str, Any]) -> str:
     cross = found.get("cross", {})
     tasks = list(cross)
     rows = [[f"`{expert}`", *(_percent(cross[expert][t]) for t in tasks)] for expert in tasks]
-    return _table(["expert ↓, task →", *(f"`{t}`" for t in tasks)], rows) + "\n\nEach task under its own head."
+    text = _table(["expert ↓, task →", *(f"`{t}`" for t in tasks)], rows) + "\n\nEach task under its own head"
+    limit = found.get("cross_limit")
+    return f"{text}; off the diagonal on at most {limit} pictures." if limit else f"{text}."
 
 
 def _made(folder: Path, zoo: Mapping[str, Any], found: Mapping[str, Any], about: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from ..checkpoints import Checkpoint, MemoryCheckpoint, load
 from ..engine import Plan, merge_to_memory, plan_recipe
@@ -87,10 +88,11 @@ class Measure:
         return load_suite(self.folder)
 
     def checkpoint(self, part: str) -> Checkpoint:
-        """``base`` or an expert, expanded to memory once."""
+        """``base`` or an expert; expanded to memory once while all of them fit into half of the memory."""
         if part not in self._opened:
             lazy = load(self._folders[part])
-            self._opened[part] = MemoryCheckpoint({n: lazy[n] for n in lazy}, name=part)
+            fits = lazy.nbytes * (len(self.tasks) + 1) < psutil.virtual_memory().total / 2
+            self._opened[part] = MemoryCheckpoint({n: lazy[n] for n in lazy}, name=part) if fits else lazy
         return self._opened[part]
 
     def model(self) -> Model:
@@ -99,22 +101,24 @@ class Measure:
     def references(self, model: Model) -> tuple[Evaluation, dict[str, Evaluation], dict[str, dict[str, float]]]:
         """The base on every task, each expert on its own, and the accuracy of every expert under every seen head.
 
-        Writes ``predictions.npz``, which is what later evaluations take their normalised accuracies from.
+        Writes ``predictions.npz``, which is what other evaluations take their normalised accuracies from. ``limit``
+        caps the pictures a task of the last, an expert's own task aside.
         """
-        full = {}
-        for part in ("base", *self.tasks):
-            full[part] = self._evaluate(model, self.checkpoint(part), unseen=part == "base")
-        labels = {f"base/{t}": p for t, p in full["base"].predictions.items()}
-        labels |= {f"expert/{t}": full[t].predictions[t] for t in self.tasks}
-        arrays = {k: p.numpy().astype(np.uint8 if int(p.max()) < 256 else np.uint16) for k, p in labels.items()}
+        experts = {t: self._evaluate(model, self.checkpoint(t), tasks=[t], unseen=False) for t in self.tasks}
+        kept = {f"expert/{t}": experts[t].predictions[t] for t in self.tasks}
+        self._keep(kept)
+        base = self._evaluate(model, self.checkpoint("base"))
+        self._keep({f"base/{t}": p for t, p in base.predictions.items()} | kept)
+        cross = {}
+        for t in self.tasks:
+            others = self._evaluate(model, self.checkpoint(t), unseen=False, limit=self.limit)
+            cross[t] = {name: score.accuracy for name, score in others.tasks.items()}
+            cross[t][t] = experts[t].tasks[t].accuracy
+        return self._named(base, "base"), {t: self._named(_itself(e), t) for t, e in experts.items()}, cross
+
+    def _keep(self, predictions: Mapping[str, Any]) -> None:
+        arrays = {k: p.numpy().astype(np.uint8 if int(p.max()) < 256 else np.uint16) for k, p in predictions.items()}
         np.savez_compressed(self.folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
-        # again, now that the ratio to the experts can be had
-        base = self._named(self._evaluate(model, self.checkpoint("base")), "base")
-        experts = {
-            t: self._named(self._evaluate(model, self.checkpoint(t), tasks=[t], unseen=False), t) for t in self.tasks
-        }
-        cross = {t: {name: s.accuracy for name, s in full[t].tasks.items() if s.seen} for t in self.tasks}
-        return base, experts, cross
 
     def merge(self, model: Model, candidate: Candidate) -> dict[str, Any]:
         """Choose the coefficient on validation, then measure on test: an entry of ``evaluations.merges``."""
@@ -205,15 +209,22 @@ class Measure:
         split: str = "test",
         tasks: Sequence[str] | None = None,
         unseen: bool = True,
+        limit: int | None = None,
         what: str = "the references",
     ) -> Evaluation:
         report(self.progress, self._done, self._steps, f"measuring {what}")
         self._done += 1
-        limit = self.limit if split == "val" else None
+        limit = self.limit if split == "val" else limit
         return evaluate(
             model, self.suite, split=split, tasks=tasks, unseen=unseen, state=state, limit=limit, seed=self.seed,
             stop=self.stop,
         )  # fmt: skip
+
+
+def _itself(found: Evaluation) -> Evaluation:
+    """An expert's evaluation on its own task, whose ratio to the expert is 1."""
+    tasks = {name: replace(score, normalised=1.0) for name, score in found.tasks.items()}
+    return replace(found, tasks=tasks, seen=replace(found.seen, normalised=1.0))
 
 
 def measure(
@@ -237,7 +248,7 @@ def measure(
     started = time.perf_counter()
     tasks = len(read_json(folder / "zoo.json")["experts"])
     candidates = candidates if tasks > 1 else ()
-    steps = 2 + 2 * tasks + sum(len(c.grid) + len(c.seeds) for c in candidates)
+    steps = 1 + 2 * tasks + sum(len(c.grid) + len(c.seeds) for c in candidates)
     steps += sum(len(c.grid) for c in candidates if oracle and c.method == "task_arithmetic")
     work = Measure(folder, name, seed=seed, steps=steps, limit=limit, progress=progress, stop=stop)
     model = work.model()
@@ -255,6 +266,7 @@ def measure(
             "merges": merges,
         },
         "cross": cross,
+        "cross_limit": limit,
         "oracle": {"what": "test accuracy of task arithmetic at every coefficient; chooses nothing", "seen": curve},
         "samples": samples,
         "seconds": round(time.perf_counter() - started, 1),
