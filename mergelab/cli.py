@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .cores import share_cores
 from .errors import Cancelled, MergeLabError
 
 _EPILOG = """\
@@ -34,6 +35,7 @@ first steps
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     arguments = _parser().parse_args(argv)
+    share_cores()
     try:
         return arguments.run(arguments)
     except Cancelled as error:

@@ -1,8 +1,8 @@
 """What goes wrong, said so that a person can act on it.
 
 Every rejection in MergeLab is a :class:`MergeLabError`: one or two sentences that name *what* was wrong, *where*, and
-*what to do*. The page shows the sentence, the command line prints it and exits with status 2; neither shows a stack trace.
-"""
+Every rejection in MergeLab is a :class:`MergeLabError`: one or two sentences that name *what* was wrong, *where*,
+and *what to do*. The page shows the sentence, the command line prints it and exits with status 2; no stack trace.
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TaskError(MergeLabError):
     """A suite, a task, a head or a picture cannot be used."""
 
 
-class Cancelled(MergeLabError):
+class Cancelled(MergeLabError):  # noqa: N818  (it is no error of anybody's)
     """The work was stopped on request; nothing half-written was left."""
 
 

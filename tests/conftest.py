@@ -18,6 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from mergelab.cores import share_cores
+
+share_cores()
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

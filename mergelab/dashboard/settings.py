@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cores import share_cores
 from ..errors import MergeLabError
 from ..paths import home
 
@@ -44,7 +45,7 @@ class Settings:
         )
 
     def prepare(self) -> None:
-        """Set what gradio and the Hub's client read from the environment. Call before either is imported.
+        """Set what gradio and the Hub's client read from the environment. Call before either, or torch, is imported.
 
         The temporary folder is our own: files that a person downloads are made there, and nothing else may be served.
         """
@@ -53,6 +54,7 @@ class Settings:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ.pop("GRADIO_VIBE_MODE", None)
         os.environ.setdefault("GRADIO_SSR_MODE", "False")
+        share_cores()
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
 
