@@ -1,8 +1,8 @@
 """What goes wrong, said so that a person can act on it.
 
-Every rejection in MergeLab is a :class:`MergeLabError`: one or two sentences that name *what* was wrong, *where*, and
 Every rejection in MergeLab is a :class:`MergeLabError`: one or two sentences that name *what* was wrong, *where*,
 and *what to do*. The page shows the sentence, the command line prints it and exits with status 2; no stack trace.
+"""
 
 from __future__ import annotations
 
