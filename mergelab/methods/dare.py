@@ -53,7 +53,7 @@ def drop(tau: Tensor, density: float, index: int, rescale: str, context: Context
     parameters=(
         _DENSITY,
         weight("How much of this model's task vector is added."),
-        scale(1.0, "Scales the sum of the task vectors; with eight experts 0.3 to 0.4 suits."),
+        scale(1.0, "Scales the sum of the task vectors; with eight experts 0.1 to 0.4 is usual."),
         _RESCALE,
     ),
     promises=Promises(identity={"density": 1.0}, zero={"lambda": 0.0}, random=True, random_parameters={"density": 0.5}),
