@@ -24,7 +24,8 @@ from .declaration import Promises, method
     parameters=(
         weight("How much of this model's task vector is added; negative takes it away."),
         scale(
-            1.0, "Scales the sum of the task vectors. With one expert 1 is that expert; with eight, 0.1 to 0.4 is usual."
+            1.0,
+            "Scales the sum of the task vectors. With one expert, 1 gives it back; with eight, 0.1 to 0.4 is usual.",
         ),
     ),
     promises=Promises(identity={}, zero={"lambda": 0.0}),
