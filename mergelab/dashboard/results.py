@@ -42,7 +42,7 @@ def build(page: Page, first: dict[str, Any]) -> None:
     models = gr.Dataframe(
         _models(result, []), headers=views.MODEL_HEAD, label="Models (click a heading to sort)", interactive=False,
         elem_id="models-table", datatype=["str", "number", "number", "number", "str", "str", "str", "number"],
-        wrap=True,
+        wrap=True, column_widths=["160px", "110px", "120px", "120px", "80px", "125px", "360px", "95px"],
     )  # fmt: skip
     tasks = gr.Dataframe(
         _tasks(result, []), headers=views.TASK_HEAD, label="Every task (click a heading to sort)", interactive=False,
