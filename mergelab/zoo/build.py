@@ -150,7 +150,15 @@ def train_experts(
 
         result = train(model, job, progress=step, stop=stop)
         place = folder / "experts" / job.task
-        write.write_expert(place, result.module, result.weight, result.bias, config=model.config, source=base_name)
+        write.write_expert(
+            place,
+            result.module,
+            result.weight,
+            result.bias,
+            config=model.config,
+            source=base_name,
+            base=folder / "base",
+        )
         log[job.task] = {
             "images": len(job.images), "epochs": job.settings.epochs, "batch": job.settings.batch,
             "rate": job.settings.tower_rate, "head_rate": job.settings.head_rate, "tune": job.settings.tune,

@@ -49,12 +49,20 @@ def write_base(
 
 
 def write_expert(
-    folder: Path, module: nn.Module, weight: Tensor, bias: Tensor, *, config: Mapping[str, Any], source: str
+    folder: Path,
+    module: nn.Module,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    config: Mapping[str, Any],
+    source: str,
+    base: Path,
 ) -> None:
     """A tuned tower and its head: peft's own layout for a ``PeftModel``, a full checkpoint otherwise.
 
     Adapters are stored in float16. A full expert stays in float32: half precision would lose most of what fine-tuning
-    moves (a norm's weight near 1 resolves 0.001). ``source`` is what the adapter's configuration names as its base.
+    moves (a norm's weight near 1 resolves 0.001). ``source`` is what the adapter's configuration names as its base;
+    ``base`` is the base's folder, whose preparation of pictures a full expert shares.
     """
     from peft import PeftModel
     from safetensors.torch import save_file
@@ -69,7 +77,9 @@ def write_expert(
     else:
         state = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
         plan = {name: (dtype_code(t.dtype), tuple(t.shape)) for name, t in state.items()}
-        write(folder, state.items(), plan, config=config)
+        prepare = "preprocessor_config.json"
+        files = {prepare: (base / prepare).read_text(encoding="utf-8")} if (base / prepare).is_file() else {}
+        write(folder, state.items(), plan, config=config, files=files)
     folder.mkdir(parents=True, exist_ok=True)
     head = {"weight": weight.half().contiguous(), "bias": bias.float().contiguous()}
     save_file(head, str(folder / "head.safetensors"), metadata={"format": "pt"})

@@ -99,6 +99,10 @@ def test_other_ways_to_tune(tune: str, tiny_base: Path, tiny_tasks: Path, tmp_pa
     changed = {n for n in base if not torch.equal(base[n].float(), expert[n].float())}
     assert "encoder.layer.0.mlp.fc2.weight" in changed
     assert ("layernorm.weight" in changed) == (tune == "full")
+    # A full expert is a checkpoint of its own and must see pictures as its base does.
+    prepare = out / "experts" / "shades" / "preprocessor_config.json"
+    assert prepare.exists() == (tune == "full")
+    assert tune != "full" or prepare.read_text() == (out / "base" / "preprocessor_config.json").read_text()
 
 
 def test_a_clip_base_tunes_its_picture_side_only(tiny_tasks: Path, tmp_path: Path) -> None:
