@@ -11,6 +11,7 @@ import torch
 
 import mergelab
 from mergelab.errors import Cancelled, MergeLabError
+from mergelab.models import build
 from mergelab.progress import Stop
 from mergelab.recipe import Recipe
 from mergelab.tasks import evaluate, load_suite
@@ -93,6 +94,7 @@ def test_other_ways_to_tune(tune: str, tiny_base: Path, tiny_tasks: Path, tmp_pa
     out = build_zoo(tiny_tasks, str(tiny_base), out=tmp_path / tune, tune=tune, epochs=6, images=40, candidates=())
     zoo = open_zoo(out)
     assert zoo.tune == tune
+    assert build(zoo.experts["tints"]).resolution == build(zoo.base).resolution == 28
     assert (out / "experts" / "shades" / "adapter_config.json").exists() == (tune == "ia3")
     base, expert = mergelab.load(zoo.base), mergelab.load(zoo.experts["tints"])
     assert set(expert) == set(base)
