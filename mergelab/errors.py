@@ -34,6 +34,10 @@ class TaskError(MergeLabError):
     """A suite, a task, a head or a picture cannot be used."""
 
 
+class RoutingError(MergeLabError):
+    """A routed model cannot be built, read or run as asked: which part, what was expected and found."""
+
+
 class Cancelled(MergeLabError):  # noqa: N818  (it is no error of anybody's)
     """The work was stopped on request; nothing half-written was left."""
 

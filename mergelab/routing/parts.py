@@ -13,8 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """U·diag(s)·V with u ``[m, r]``, s ``[r]`` descending, v ``[r, n]``; shaped back to ``shape``, where m = shape[0]
-    and n is the product of the rest. Columns of u and rows of v are orthonormal (up to the storage dtype)."""
+    """U·diag(s)·V with u ``[m, r]``, s ``[r]`` descending, v ``[r, n]``, shaped back to ``shape``, whose first
+    dimension that is not 1 is m and whose others make n. Columns of u and rows of v are orthonormal, up to the storage
+    dtype."""
 
     u: Tensor
     s: Tensor
@@ -43,7 +44,9 @@ class LowRank:
         return ((self.u.float() * self.s.float()) @ self.v.float()).reshape(self.shape)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> LowRank:
-        u, s, v = (t.to(dtype=dtype or t.dtype, device=device or t.device).contiguous() for t in (self.u, self.s, self.v))
+        u, s, v = (
+            t.to(dtype=dtype or t.dtype, device=device or t.device).contiguous() for t in (self.u, self.s, self.v)
+        )
         return LowRank(u, s, v, self.shape)
 
 
