@@ -20,12 +20,21 @@ _JSON_LIMIT = 1 << 20  # a configuration is a few kilobytes
 CONFIGS = ("config.json", "open_clip_config.json")
 
 
-def build(source: Any, *, device: str | torch.device = "auto") -> Model:
+def build(
+    source: Any,
+    *,
+    config: Mapping[str, Any] | None = None,
+    preprocessor: Mapping[str, Any] | None = None,
+    device: str | torch.device = "auto",
+    copy: bool = True,
+) -> Model:
     """Build the model of a checkpoint and load its weights.
 
     Args:
         source: whatever :func:`mergelab.load` understands (``zoo:starter/base``, a folder, ...), or a Checkpoint.
+        config, preprocessor: instead of the files beside the weights, for weights that lie in memory.
         device: ``auto``, or a torch device.
+        copy: False to share tensors that already have the module's dtype and device.
 
     The module is laid out without memory first and compared with the checkpoint's headers, so a configuration cannot
     make it larger than the weights that are really there. Nothing is downloaded and no code of a checkpoint is run.
@@ -36,15 +45,15 @@ def build(source: Any, *, device: str | torch.device = "auto") -> Model:
     from ..checkpoints import load
 
     checkpoint = load(source)
-    config = config_of(checkpoint)
+    config = config or config_of(checkpoint)
     family = family_of(config, f"The checkpoint {checkpoint.name}")
     folder = getattr(checkpoint, "folder", None)
-    preprocess = family.preprocess(config, _saved_preprocess(checkpoint))
+    preprocess = family.preprocess(config, preprocessor or saved_preprocess(checkpoint))
     module = _empty(family, config, list(checkpoint), checkpoint.name)
     _compare(family, module, checkpoint)
     module = _materialise(family, module, _device(device))
     model = Model(family, module, preprocess, config=config, name=checkpoint.name, folder=folder)
-    model.load_state(checkpoint)
+    model.load_state(checkpoint, copy=copy)
     return model
 
 
@@ -81,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _saved_preprocess(checkpoint: Any) -> Mapping[str, Any] | None:
+def saved_preprocess(checkpoint: Any) -> Mapping[str, Any] | None:
     """The preprocessor_config.json beside the weights, or beside the base that an adapter sits on."""
     for folder in _folders(checkpoint):
         found = read_json(folder / "preprocessor_config.json")

@@ -8,7 +8,7 @@ notes the weights at its start and puts exactly these in place for each batch, s
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,12 +100,20 @@ class Model:
             ready[own] = tensor.detach().to(device=self.device, dtype=slot.dtype, copy=copy)
         return Weights(ready)
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over new weights, strictly (see :meth:`prepare`); the tensors of ``state`` are copied."""
-        ready = self.prepare(state, copy=True)
+    def load_state(self, state: Mapping[str, Tensor], *, copy: bool = True) -> None:
+        """Take over new weights, strictly (see :meth:`prepare`).
+
+        The tensors of ``state`` are copied; with ``copy=False`` those of the model's dtype and device are shared.
+        """
+        ready = self.prepare(state, copy=copy)
         with self._lock:
             for name, tensor in ready.tensors.items():
                 self._slots[name].set(tensor)
+
+    def own_names(self, names: Iterable[str]) -> dict[str, str]:
+        """The module's spelling of tensor names as checkpoints may spell them; unknown names are left out."""
+        canonical = {name: self._family.canonical(name) for name in names}
+        return {name: self._by_canonical[c] for name, c in canonical.items() if c in self._by_canonical}
 
     @contextmanager
     def using(self, weights: Weights) -> Iterator[nn.Module]:
@@ -187,12 +195,18 @@ class Model:
             report(progress, done, total, "Looking at pictures")
         return out
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """Pictures uint8 [N, H, W] or [N, H, W, 3] as the module takes them: float32 [N, 3, R, R] on its device."""
+        return self.preprocess(images.to(self.device)).expand(-1, 3, -1, -1)
+
+    def through(self, module: nn.Module, pixels: Tensor) -> Tensor:
+        """Features [N, width] of prepared pictures from a stand-in of the same kind as ``module``."""
+        return self._family.image_features(module, pixels)
+
     def _run(self, chunk: list[Tensor], weights: Weights) -> Tensor:
-        device = self.device
         with self.using(weights) as module, torch.inference_mode():
-            pixels = [self.preprocess(images.to(device)) for images in chunk]
-            pixels = [p.expand(-1, 3, -1, -1) for p in pixels]
-            features = self._family.image_features(module, torch.cat(pixels)).float().cpu()
+            pixels = torch.cat([self.pixels(images) for images in chunk])
+            features = self.through(module, pixels).float().cpu()
         if not torch.isfinite(features).all():
             raise CheckpointError(_not_finite(self.name, weights))
         return features

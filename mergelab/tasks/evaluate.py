@@ -80,28 +80,28 @@ def evaluate(
     built, state, source = _resolve(model, state, device)
     weights = state if isinstance(state, Weights) else built.weights if state is None else built.prepare(state)
     plans = _choose_heads(heads, suite, chosen, built, weights)
-    items = [_items(task, split, limit, seed) for task in chosen]
-    support = [None if plans[task.name] is not None else _support(task, split, shots, seed) for task in chosen]
+    shown = [items(task, split, limit, seed) for task in chosen]
+    shots_of = [None if plans[task.name] is not None else support(task, split, shots, seed) for task in chosen]
 
-    groups = [images for images, _, _ in items] + [s[0] for s in support if s is not None]
+    groups = [images for images, _, _ in shown] + [s[0] for s in shots_of if s is not None]
     features = built.encode_many(groups, batch, progress, stop, weights=weights)
     extra = iter(features[len(chosen) :])
-    experts = _expert_predictions(suite) if split == "test" else None
+    experts = expert_predictions(suite) if split == "test" else None
     scores: dict[str, Score] = {}
     predictions: dict[str, Tensor] = {}
-    for task, (_, labels, places), shot, found in zip(chosen, items, support, features, strict=False):
+    for task, (_, labels, places), shot, found in zip(chosen, shown, shots_of, features, strict=False):
         head = plans[task.name]
         if head is None:
             assert shot is not None
             head = class_mean_head(next(extra), shot[1], len(task.classes))
         predicted = head.logits(found).argmax(-1)
-        expert = _expert_accuracy(experts, task, labels, places)
+        expert = expert_accuracy(experts, task, labels, places)
         share = accuracy(predicted, labels)
         scores[task.name] = Score(task.seen, len(labels), share, bootstrap_interval(predicted == labels, seed),
                                   normalised(share, expert), head.kind, task.title)  # fmt: skip
         predictions[task.name] = predicted
-    return Evaluation(suite.name, source, scores, _average(scores, True), _average(scores, False),
-                      _data_used(scores, shots), round(time.perf_counter() - started, 3), split, limit,
+    return Evaluation(suite.name, source, scores, average(scores, True), average(scores, False),
+                      data_used(scores, shots), round(time.perf_counter() - started, 3), split, limit,
                       predictions)  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def _automatic(suite: Suite, tasks: list[Task], model: Model, weights: Weights, 
     return dict.fromkeys(task.name for task in tasks)
 
 
-def _items(task: Task, split: str, limit: int | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def items(task: Task, split: str, limit: int | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures, labels and their places in the split."""
     images, labels = task.split(split)
     if not len(labels):
@@ -174,7 +174,7 @@ def _items(task: Task, split: str, limit: int | None, seed: int) -> tuple[Tensor
     return images[places], labels[places], places
 
 
-def _support(task: Task, split: str, shots: int, seed: int) -> tuple[Tensor, Tensor]:
+def support(task: Task, split: str, shots: int, seed: int) -> tuple[Tensor, Tensor]:
     """``shots`` labelled pictures per class from the training split, for class means."""
     if split == "train":
         raise TaskError(
@@ -190,13 +190,13 @@ def _support(task: Task, split: str, shots: int, seed: int) -> tuple[Tensor, Ten
     return images[chosen], labels[chosen]
 
 
-def _expert_predictions(suite: Suite) -> Pack | None:
+def expert_predictions(suite: Suite) -> Pack | None:
     """The experts' predicted labels on the test items, kept by the zoo's builder."""
     path = suite.zoo / "predictions.npz" if suite.zoo is not None else None
     return Pack(path) if path is not None and path.is_file() else None
 
 
-def _expert_accuracy(kept: Pack | None, task: Task, labels: Tensor, places: Tensor) -> float | None:
+def expert_accuracy(kept: Pack | None, task: Task, labels: Tensor, places: Tensor) -> float | None:
     key = f"expert/{task.name}"
     if kept is None or key not in kept:
         return None
@@ -210,12 +210,12 @@ def _expert_accuracy(kept: Pack | None, task: Task, labels: Tensor, places: Tens
     return accuracy(predicted[places], labels)
 
 
-def _average(scores: Mapping[str, Score], seen: bool) -> Average:
+def average(scores: Mapping[str, Score], seen: bool) -> Average:
     group = [score for score in scores.values() if score.seen == seen]
     return Average(mean([s.accuracy for s in group]), mean([s.normalised for s in group]))
 
 
-def _data_used(scores: Mapping[str, Score], shots: int) -> str:
+def data_used(scores: Mapping[str, Score], shots: int) -> str:
     """Which data the heads were made from, per kind of head."""
     said = {
         TRAINED: "heads trained with labels of {}",
