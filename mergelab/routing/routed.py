@@ -23,9 +23,10 @@ class RoutedModel:
     """θ*(x) = θ_s + Σ_t w_t(x)·v_t (Lu et al. 2024, equation 4), with nothing merged yet.
 
     names: tasks, in the order of every weight vector. shared: the shared model's tensors as stored. parts: task ->
-    exclusive part. heads: task -> head (empty: the model has features only). router: what makes logits of features.
-    gate: what makes weights of logits. base: folder-independent facts needed to run the shared model (its config and
-    preprocessor). settings: what it was built from and how, for a person and for its folder.
+    exclusive part. heads: task -> head (empty: the model has features only). router: what makes logits of the shared
+    model's features; early_router: the same from the hidden states that enter its block ``early_layer``. gate: what
+    makes weights of logits. config, preprocessor: what is needed to run the shared model. aliases: tied names ->
+    stored names. settings: what it was built from and how, for a person and for its folder.
     """
 
     names: tuple[str, ...]
@@ -33,6 +34,8 @@ class RoutedModel:
     parts: Mapping[str, Exclusive]
     heads: Mapping[str, Head] = field(default_factory=dict)
     router: Router | None = None
+    early_router: Router | None = None
+    early_layer: int | None = None
     gate: Gate = field(default_factory=Gate)
     config: Mapping[str, Any] = field(default_factory=dict)
     preprocessor: Mapping[str, Any] | None = None
@@ -47,18 +50,19 @@ class RoutedModel:
                 f"The exclusive parts are of {sorted(self.parts)}, the tasks are {sorted(self.names)}; "
                 "build the routed model again."
             )
-        if self.router is not None and tuple(self.router.names) != self.names:
-            raise RoutingError(
-                f"The router knows the tasks {list(self.router.names)}, the model has {list(self.names)}; a router "
-                "must be trained again when tasks are added, removed or reordered."
-            )
+        for router in (self.router, self.early_router):
+            if router is not None and tuple(router.names) != self.names:
+                raise RoutingError(
+                    f"The router knows the tasks {list(router.names)}, the model has {list(self.names)}; a router "
+                    "must be trained again when tasks are added, removed or reordered."
+                )
 
     def state(self, weights: Sequence[float] | Tensor) -> dict[str, Tensor]:
         """The ordinary checkpoint of fixed ``weights`` ``[T]``: fresh float32 tensors (others as they are).
 
         Linear in the weights. A running variance is kept from going below zero; tied names share one tensor.
         """
-        row = check_weights(torch.as_tensor(weights, dtype=torch.float32), len(self.names), allow_negative=True)[0]
+        row = check_weights(weights, len(self.names), allow_negative=True).flatten()
         out: dict[str, Tensor] = {}
         for name, tensor in self.shared.items():
             if name in self.aliases:
@@ -104,7 +108,7 @@ class RoutedModel:
         parts = {
             "shared": sum(_size(t) for n, t in self.shared.items() if n not in self.aliases),
             "exclusive": sum(p.nbytes for part in self.parts.values() for p in part.values()),
-            "router": sum(_size(t) for t in self.router.state().values()) if self.router is not None else 0,
+            "router": sum(_size(t) for r in (self.router, self.early_router) if r for t in r.state().values()),
             "heads": sum(_size(h.weight) + (_size(h.bias) if h.bias is not None else 0) for h in self.heads.values()),
         }
         return {**parts, "total": sum(parts.values())}
