@@ -55,6 +55,11 @@ class Family(ABC):
     def image_features(self, module: nn.Module, pixels: Tensor) -> Tensor:
         """Features [N, d] of prepared pictures [N, 3, R, R]."""
 
+    def image_tower(self, module: nn.Module) -> str | None:
+        """Path of the part of the module that pictures pass; None for all of it."""
+        del module
+        return None
+
     def canonical(self, name: str) -> str:
         """One spelling for every spelling of a tensor's name, so that old and new checkpoints both fit the module."""
         return name

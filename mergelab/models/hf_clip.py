@@ -75,6 +75,9 @@ class HFClip(Family):
         tower = module.get_submodule("vision_model")
         return F.normalize(projection(tower(pixel_values=pixels).pooler_output), dim=-1)
 
+    def image_tower(self, module: nn.Module) -> str | None:
+        return "vision_model" if hasattr(module, "vision_model") else None
+
     def has_text(self, module: nn.Module) -> bool:
         return hasattr(module, "text_model")
 

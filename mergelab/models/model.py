@@ -110,6 +110,11 @@ class Model:
             for name, tensor in ready.tensors.items():
                 self._slots[name].set(tensor)
 
+    @property
+    def image_tower(self) -> str | None:
+        """Path within ``module`` of what pictures pass; None: all of it."""
+        return self._family.image_tower(self.module)
+
     def own_names(self, names: Iterable[str]) -> dict[str, str]:
         """The module's spelling of tensor names as checkpoints may spell them; unknown names are left out."""
         canonical = {name: self._family.canonical(name) for name in names}

@@ -79,6 +79,10 @@ class OpenClip(Family):
     def image_features(self, module: nn.Module, pixels: Tensor) -> Tensor:
         return F.normalize(module.encode_image(pixels), dim=-1)  # type: ignore[operator]
 
+    def image_tower(self, module: nn.Module) -> str | None:
+        del module
+        return "visual"
+
     def has_text(self, module: nn.Module) -> bool:
         del module
         return True

@@ -30,8 +30,6 @@ from .rows import CannotRoute, RowModule
 MODES = ("per_input", "group", "adapter", "one_pass", "static")
 #: Pictures in a batch.
 BATCH = 64
-#: An offline set of so many inputs is worth grouping.
-_MANY = 64
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,7 @@ class Runner:
         self._shared = model.prepare(routed.shared, "The shared model")
         self._rows: RowModule | None = None
         self._refused = ""
+        self._tokens: int | None = None
         self._making = threading.Lock()
 
     # ---- weights ----------------------------------------------------------------------------------------------------
@@ -96,9 +95,11 @@ class Runner:
         for start in range(0, len(images), batch):
             _step(progress, stop, start, len(images), "reading an early layer")
             pixels = self.model.pixels(images[start : start + batch])
-            with torch.inference_mode():
-                hidden = rows.early(layer, lambda module, p=pixels: self.model.through(module, p))
-            found.append(masked_mean(hidden, None).float().cpu())
+            try:
+                with torch.inference_mode(), rows.route_at(layer, _take):
+                    self.model.through(rows.module, pixels)
+            except _Taken as taken:
+                found.append(masked_mean(taken.hidden, None).float().cpu())
         return torch.cat(found)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -132,37 +133,59 @@ class Runner:
                 raise CannotRoute(self._refused)
             return self._rows
 
-    def choose(self, count: int, *, fixed: bool = False) -> tuple[str, str]:
-        """The cheapest exact mode for ``count`` inputs, and why in a sentence."""
+    def choose(
+        self, count: int, *, fixed: bool = False, grouping: GroupSettings | Centroids | None = None
+    ) -> tuple[str, str]:
+        """The cheapest exact mode for ``count`` inputs by its multiplications, and why in a sentence."""
         if fixed:
             return "static", "The weights are the same for every input, so one merge serves all."
-        side, dense = self.cost()
-        try:
-            self.rows()
-        except CannotRoute as error:
-            why = f"A batched pass is not possible here ({error})"
+        cost, tasks = self.cost(), len(self.routed.names)
+        if isinstance(grouping, Centroids):
+            groups = min(count, len(grouping.groups))
         else:
-            if side < dense:
-                return "adapter", (
-                    f"The side paths cost {100 * side / max(dense, 1):.0f} % of the model's own products, so one "
-                    "batched pass is cheapest."
-                )
-            why = f"The side paths would cost {100 * side / max(dense, 1):.0f} % of the model's own products"
-        if count >= _MANY:
-            return "group", f"{why}; {count} inputs are worth grouping."
-        return "per_input", f"{why}; {count} inputs are too few to group."
+            grouping = grouping or GroupSettings()
+            groups = min(count, grouping.total or grouping.per_bin * tasks)
+        work = {"group": groups * cost["merge"], "per_input": count * cost["merge"]}
+        refused = ""
+        try:
+            work["adapter"] = count * self.tokens() * cost["side"]
+        except CannotRoute as error:
+            refused = f" A batched pass is not possible: {error}"
+        plain = max(1, count * (self.tokens() if not refused else 1) * cost["dense"])
+        # a group of one is a merge for each input: the same work, without the clustering
+        best = min(sorted(work, key=("adapter", "per_input", "group").index), key=lambda mode: work[mode])
+        said = ", ".join(
+            f"{mode} {work[mode] / plain:.2g}" for mode in ("adapter", "group", "per_input") if mode in work
+        )
+        if refused:
+            return best, f"Fewest multiplications for {count} inputs.{refused}"
+        return best, f"Fewest multiplications for {count} inputs, beyond the plain pass (1): {said}."
 
-    def cost(self) -> tuple[int, int]:
-        """Multiplications a token: of the side paths (Σ_t r·(m + n)), and of the shared matrices (m·n)."""
-        side = dense = 0
+    def cost(self) -> dict[str, int]:
+        """Multiplications: ``dense`` and ``side`` a token (m·n of the matrices that have parts; r·(m + n) of their
+        parts), and ``merge`` for one merged model (r·m·n of each part)."""
+        side = dense = merge = 0
         for name, tensor in self.routed.shared.items():
-            if tensor.ndim < 2:
-                continue
             mine = [part[name] for part in self.routed.parts.values() if name in part]
-            dense += tensor.numel() if mine else 0
+            if not mine or tensor.ndim < 2:
+                continue
+            dense += tensor.numel()
             for part in mine:
+                low = isinstance(part, LowRank)
                 side += part.u.numel() + part.v.numel() if isinstance(part, LowRank) else tensor.numel()
-        return side, dense
+                merge += tensor.numel() * (part.rank if low else 1)  # type: ignore[union-attr]
+        return {"dense": dense, "side": side, "merge": merge}
+
+    def tokens(self) -> int:
+        """Tokens of one input: rows of every matrix product."""
+        if self._tokens is None:
+            rows = self.rows()
+            try:
+                with torch.inference_mode(), rows.route_at(0, _take):
+                    self.model.through(rows.module, self.model.pixels(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)))
+            except _Taken as taken:
+                self._tokens = int(taken.hidden.shape[1])
+        return self._tokens or 1
 
     def run(
         self,
@@ -206,7 +229,7 @@ class Runner:
             raise RoutingError(f"There are {len(rows)} rows of weights for {len(images)} inputs; give one row each.")
         why = "asked for"
         if mode == "auto":
-            mode, why = self.choose(len(images), fixed=given and same)
+            mode, why = self.choose(len(images), fixed=given and same, grouping=grouping)
         return self._with(mode, images, rows, logits, why, grouping or GroupSettings(), batch, clock, (progress, stop))
 
     def _with(self, mode, images, rows, logits, why, grouping, batch, clock, watch) -> Ran:  # type: ignore  # noqa
@@ -282,7 +305,17 @@ class Runner:
             {own[name]: part for name, part in self.routed.parts[task].items() if name in own}
             for task in self.routed.names
         ]
-        return RowModule(self.model.module, self._shared.tensors, parts)
+        return RowModule(self.model.module, self._shared.tensors, parts, blocks=self.model.image_tower)
+
+
+class _Taken(Exception):  # noqa: N818 - a way out of a pass that has given what was wanted
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__("taken")
+        self.hidden = hidden
+
+
+def _take(hidden: Tensor) -> Tensor:
+    raise _Taken(hidden)
 
 
 class _Clock:
