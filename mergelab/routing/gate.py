@@ -68,10 +68,7 @@ def check_weights(
     ``must_sum``: every row sums to 1 (within 1e-4) or is zero throughout, which stands for the shared model alone.
     Raises :class:`RouterError` that names the first row in the wrong.
     """
-    try:
-        plain = torch.as_tensor(weights, dtype=torch.float32).detach()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise RouterError(f"The weights are no table of numbers, one a task: {error}.") from error
+    plain = _table(weights)
     if plain.ndim not in (1, 2) or plain.shape[-1] != tasks:
         raise RouterError(f"Weights must be {tasks} numbers, one a task, or a row of them for every input; "
                           f"these have the shape {list(plain.shape)}.")  # fmt: skip
@@ -113,15 +110,16 @@ def fixed(
     weights: Tensor | Sequence[float], rows: int, *, allow_negative: bool = False, must_sum: bool = False
 ) -> Tensor:
     """The same ``weights`` ``[T]`` for every input, ``[rows, T]``, checked as :func:`check_weights` does."""
-    plain = check_weights(weights, len(weights), allow_negative=allow_negative, must_sum=must_sum)
+    plain = _table(weights)
     if plain.ndim != 1:
         raise RouterError("Fixed weights are one number a task, not a row for every input.")
-    return plain.repeat(rows, 1)
+    return check_weights(plain, len(plain), allow_negative=allow_negative, must_sum=must_sum).repeat(rows, 1)
 
 
 def normalise(weights: Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
     """Weights (``[T]`` or ``[N, T]``, none negative) divided by their sum, row by row; zeros throughout stay zeros."""
-    plain = check_weights(weights, torch.as_tensor(weights, dtype=torch.float32).shape[-1]).double()
+    plain = _table(weights)
+    plain = check_weights(plain, plain.shape[-1] if plain.ndim else 0).double()
     total = plain.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, plain / total.clamp(min=1e-300), 0.0).float()
 
@@ -130,6 +128,13 @@ def entropy(weights: Tensor) -> Tensor:
     """-Σ w ln w of every row, float32 ``[N]``, in nats: 0 for one task alone (and for zeros), ln T for all alike."""
     plain = check_weights(weights, weights.shape[-1]).double()
     return torch.special.entr(plain).sum(dim=-1).float()
+
+
+def _table(weights: object) -> Tensor:
+    try:
+        return torch.as_tensor(weights, dtype=torch.float32).detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise RouterError(f"The weights are no table of numbers, one a task: {error}.") from error
 
 
 def _finite(rows: Tensor, what: str) -> None:

@@ -38,10 +38,10 @@ class RouterSettings:
     """How to make a router. The defaults are those of the Twin-Merging paper, but for ``standardise``.
 
     Of every task at most ``per_task`` examples are taken (None: all), drawn under ``seed``; with ``balanced`` every
-    task gives as many as the smallest one has (without, imbalanced tasks are given the same weight in the loss). ``standardise``: features to zero mean and unit deviation on the router's
-    training data (off: as the authors do). mlp: ``epochs``, ``batch``, ``rate`` (AdamW's, falls to 0), ``dropout``,
-    ``hidden`` (None: twice the features), ``patience`` (epochs without a better validation score before it stops; None:
-    never). centroid: ``metric``. knn: ``k``.
+    task gives as many as the smallest one has (without, imbalanced tasks get the same weight in the loss).
+    ``standardise``: features to zero mean and unit deviation on the router's training data (off: as the authors do).
+    mlp: ``epochs``, ``batch``, ``rate`` (AdamW's, falls to 0), ``dropout``, ``hidden`` (None: twice the features),
+    ``patience`` (epochs without a better validation score that end it; None: none). centroid: ``metric``. knn: ``k``.
     """
 
     kind: str = "mlp"
@@ -59,23 +59,18 @@ class RouterSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise RouterError(f"Unknown kind of router {self.kind!r}.{suggest(str(self.kind), KINDS)}")
-        if self.metric not in METRICS:
-            raise RouterError(
-                f"Unknown metric {self.metric!r} of a centroid router.{suggest(str(self.metric), METRICS)}"
-            )
+        for name, value, known in (("kind", self.kind, KINDS), ("metric", self.metric, METRICS)):
+            if value not in known:
+                raise RouterError(f"Unknown {name} of router {value!r}.{suggest(str(value), known)}")
         for name, least, optional in _WHOLE:
             value = getattr(self, name)
-            if value is None and optional:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+            whole = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+            if not whole and not (value is None and optional):
                 raise RouterError(f"Router: {name} must be a whole number of at least {least}, not {value!r}.")
-        for name, low, high in (("rate", 0.0, 10.0), ("dropout", 0.0, 1.0)):
+        for name, low in (("rate", 1e-12), ("dropout", 0.0)):
             value = getattr(self, name)
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value < high
-            if not good or (name == "rate" and value == 0):
-                raise RouterError(f"Router: {name} must be a number from {low:g} to below {high:g}, not {value!r}.")
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value < 1:
+                raise RouterError(f"Router: {name} must be a number from {low:g} to below 1, not {value!r}.")
         for name in ("standardise", "balanced"):
             if not isinstance(getattr(self, name), bool):
                 raise RouterError(f"Router: {name} must be true or false, not {getattr(self, name)!r}.")
@@ -164,7 +159,7 @@ class Fitted:
 def check_features(features: Tensor, width: int, where: str) -> Tensor:
     """``features`` as float32 ``[N, width]`` on the CPU; ``where`` begins the message of a :class:`RouterError`."""
     if not isinstance(features, Tensor) or features.ndim != 2:
-        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        found = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise RouterError(f"{where} takes features of shape [inputs, {width}], not {found}.")
     if features.shape[1] != width:
         raise RouterError(
@@ -244,7 +239,7 @@ def router_from(state: Mapping[str, Tensor], about: object) -> Router:
     if not isinstance(kind, str) or kind not in KINDS:
         raise RouterError(f"Unknown kind of router {kind!r}.{suggest(str(kind), KINDS)}")
     if not isinstance(names, list) or not 1 <= len(names) <= _MOST_TASKS or not all(isinstance(n, str) for n in names):
-        raise RouterError(f"The router's names must be a list of 1 to {_MOST_TASKS} task names.")
+        raise RouterError(f"The router's names must be a list of 1 to {_MOST_TASKS} task names. Train it again.")
     if len(set(names)) != len(names) or "" in names:
         raise RouterError(f"The router's task names must be unique and not empty: {', '.join(names[:20])}.")
     if not isinstance(width, int) or isinstance(width, bool) or width < 1:
@@ -280,7 +275,7 @@ def _plain(about: Mapping[str, object]) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         raise RouterError(f"The router's description is no plain JSON data: {error}.") from error
     if len(text) > _MOST_NOTES:
-        raise RouterError(f"The router's description is larger than {_MOST_NOTES // 1_000_000} MB of JSON.")
+        raise RouterError(f"The router's description has more than {_MOST_NOTES} characters. Train it again.")
     plain: dict[str, Any] = json.loads(text)
     for name, kinds in _NOTES.items():
         if name in plain and not isinstance(plain[name], kinds):
