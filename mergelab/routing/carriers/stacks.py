@@ -1,0 +1,139 @@
+"""The parts of all tasks for one tensor, stacked so that one multiplication serves every row whatever its mixture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..parts import LowRank, Part
+from .active import Pass
+
+#: Numbers in the largest temporary of per-row weights; more rows than fit are taken in chunks.
+ROOM = 1 << 24
+
+
+class Matrix:
+    """Parts of a matrix (or of a kernel flattened to one): delta(w) = U·diag(w of each rank)·A + sum_t w_t D_t.
+
+    u ``[m, R]`` and a ``[R, n]`` (singular values in a) stack the factors of all tasks, R being the sum of the ranks;
+    dense ``[K, m, n]`` the parts that are not factors.
+    """
+
+    def __init__(self, parts: Sequence[Part | None], like: Tensor) -> None:
+        self.shape = tuple(like.shape)
+        m, n = self.shape[0], math.prod(self.shape[1:])
+        low = [(t, p) for t, p in enumerate(parts) if isinstance(p, LowRank) and p.rank]
+        full = [(t, p) for t, p in enumerate(parts) if p is not None and not isinstance(p, LowRank)]
+        kept: Any = {"dtype": like.dtype, "device": like.device}
+        self.key = tuple((t, p.rank) for t, p in low)
+        self.tasks = torch.tensor([t for t, p in low for _ in range(p.rank)], dtype=torch.long, device=like.device)
+        self.a: Tensor | None = None
+        if low:
+            rank = len(self.tasks)
+            self.a, self.u = torch.empty(rank, n, **kept), torch.empty(m, rank, **kept)
+            at = 0
+            for _, part in low:
+                to = at + part.rank
+                self.a[at:to] = part.s.float()[:, None] * part.v.float()
+                self.u[:, at:to] = part.u
+                at = to
+        self.dense_tasks = torch.tensor([t for t, _ in full], dtype=torch.long, device=like.device)
+        self.dense: Tensor | None = None
+        if full:
+            self.dense = torch.empty(len(full), m, n, **kept)
+            for i, (_, whole) in enumerate(full):
+                self.dense[i] = whole.dense().reshape(m, n)
+
+    def low_weights(self, now: Pass) -> Tensor:
+        """``[B, R]``: of every row, the weight of each stacked direction."""
+        assert self.a is not None
+        return now.of(self.tasks, self.key, self.a)
+
+    def dense_weights(self, now: Pass) -> Tensor:
+        """``[B, K]``: of every row, the weight of each dense part."""
+        assert self.dense is not None
+        return now.of(self.dense_tasks, ("dense", tuple(self.dense_tasks.tolist())), self.dense)
+
+    def rows(self, base: Tensor, now: Pass, low: int, high: int, *, factors: bool = True) -> Tensor:
+        """The weights themselves, ``[high - low, m, n]``, of rows ``low`` to ``high``."""
+        m, n = self.shape[0], math.prod(self.shape[1:])
+        out = base.reshape(1, m, n)
+        if self.dense is not None:
+            picked = self.dense_weights(now)[low:high]
+            out = torch.addmm(base.reshape(1, -1), picked, self.dense.view(len(self.dense), -1)).view(-1, m, n)
+        if factors and self.a is not None:
+            picked = self.low_weights(now)[low:high]
+            out = torch.baddbmm(
+                out.expand(len(picked), m, n), self.u * picked[:, None], self.a.expand(len(picked), -1, n)
+            )
+        return out.expand(high - low, m, n)
+
+    def part(self, low: int, high: int) -> Matrix:
+        """The stack for rows ``low`` to ``high`` of the matrix, by reference."""
+        out = object.__new__(Matrix)
+        out.__dict__.update(self.__dict__)
+        out.shape = (high - low, *self.shape[1:])
+        if self.a is not None:
+            out.u = self.u[low:high]
+        if self.dense is not None:
+            out.dense = self.dense[:, low:high]
+        return out
+
+    def delta(self, weights: Tensor) -> Tensor:
+        """sum_t w_t part_t for one mixture ``[T]``."""
+        now = Pass(weights[None])
+        like = self.a if self.a is not None else self.dense
+        if like is None:
+            return torch.zeros(self.shape, device=self.tasks.device)
+        return self.rows(like.new_zeros(self.shape), now, 0, 1).reshape(self.shape)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.a, self.u if self.a is not None else None, self.dense) if t is not None]
+
+
+class Vector:
+    """Parts of a tensor that are small: values ``[K, ...]`` of the tasks that have one."""
+
+    def __init__(self, parts: Sequence[Part | None], like: Tensor) -> None:
+        has = [(t, p) for t, p in enumerate(parts) if p is not None]
+        self.shape = tuple(like.shape)
+        self.key = ("vector", tuple(t for t, _ in has))
+        self.tasks = torch.tensor([t for t, _ in has], dtype=torch.long, device=like.device)
+        self.values = torch.empty(len(has), *self.shape, dtype=like.dtype, device=like.device)
+        for i, (_, part) in enumerate(has):
+            self.values[i] = part.dense().reshape(self.shape)
+
+    def change(self, now: Pass) -> Tensor:
+        """``[B, ...]``: sum_t w_t part_t of every row."""
+        picked = now.of(self.tasks, self.key, self.values)
+        return (picked @ self.values.reshape(len(self.values), -1)).view(-1, *self.shape)
+
+    def rows(self, base: Tensor | None, now: Pass) -> Tensor:
+        """``[B, ...]``: the tensor of every row."""
+        if base is None:
+            return self.change(now)
+        picked = now.of(self.tasks, self.key, self.values)
+        return torch.addmm(base.reshape(1, -1), picked, self.values.reshape(len(self.values), -1)).view(-1, *self.shape)
+
+    def part(self, low: int, high: int) -> Vector:
+        """The stack for entries ``low`` to ``high`` of a vector."""
+        out = object.__new__(Vector)
+        out.__dict__.update(self.__dict__)
+        out.shape, out.values = (high - low,), self.values[:, low:high]
+        return out
+
+    def delta(self, weights: Tensor) -> Tensor:
+        """sum_t w_t part_t for one mixture ``[T]``."""
+        return self.change(Pass(weights[None]))[0]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.values]
+
+
+Stack = Matrix | Vector
