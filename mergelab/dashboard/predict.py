@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gradio as gr
-import numpy as np
-from PIL import Image
 
-from ..errors import Cancelled, MergeLabError
-from . import views
+from ..errors import Cancelled
+from . import pictures, views
 from .errors import sentence
 from .jobs import Done, Step, Superseded
 from .merge_events import BARS
 from .page import CHEAP, COMPUTE, PRIVATE, Page, busy, session_of
 from .work import predict
 
-#: A pad of our own: gradio's editor asks for a tool to be picked first, and is not made for a finger.
-_PAD = '<canvas width="280" height="280" role="img" aria-label="Drawing pad: draw with a finger or the mouse"></canvas>'
-_PAD_SCRIPT = """
-const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
-let drawing = false;
-const at = (e) => { const r = canvas.getBoundingClientRect();
-  return [(e.clientX - r.left) * canvas.width / r.width, (e.clientY - r.top) * canvas.height / r.height]; };
-canvas.addEventListener("pointerdown", (e) => { drawing = true; canvas.setPointerCapture(e.pointerId); pen.beginPath();
-  pen.moveTo(...at(e)); pen.lineWidth = 22; pen.lineCap = pen.lineJoin = "round"; pen.strokeStyle = "#fff";
-  pen.lineTo(...at(e)); pen.stroke(); });
-canvas.addEventListener("pointermove", (e) => { if (drawing) { pen.lineTo(...at(e)); pen.stroke(); } });
-for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { drawing = false; });
-"""
-_CLEAR = """() => { const c = document.querySelector("#pad canvas");
-  c.getContext("2d").clearRect(0, 0, c.width, c.height); }"""
-_SEND = """(task, _, ink) => [task, document.querySelector("#pad canvas").toDataURL("image/png"), ink]"""
-_MOST_SIDE = 4096
 _TALL = 330  # pixels of the figure on this tab
 
 
@@ -43,35 +22,12 @@ def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
     """Lay the tab out; ``merge`` are the Merge tab's components, which show the same prediction."""
     with gr.Row(equal_height=False, elem_id="predict-row"):
         with gr.Column(scale=5, min_width=300):
-            task, gallery, upload, drawing = _inputs(first)
+            inputs = pictures.build(first)
         with gr.Column(scale=8, min_width=320):
             said, shown = _answers(first["prediction"])
-    _wire_pictures(page, task, upload, drawing, said)
-    _wire_samples(page, task, gallery, said, merge)
+    pictures.wire(page, inputs, said)
+    _wire_samples(page, inputs, said, merge)
     _wire_answers(page, first, said, [*shown, merge["card"], merge["said"], merge["live"]])
-
-
-def _inputs(first: dict[str, Any]) -> tuple[Any, Any, Any, tuple[Any, Any, Any]]:
-    task = gr.Dropdown(
-        first["tasks"], value=first["picture"]["task"], label="Task: whose head reads the picture",
-        elem_id="predict-task", filterable=False,
-    )  # fmt: skip
-    with gr.Tabs(elem_id="picture-from"):
-        with gr.Tab("Pick a sample", elem_id="from-sample"):
-            gallery = gr.Gallery(
-                label="Test pictures of this task", columns=4, height=250, allow_preview=False, object_fit="contain",
-                show_label=False, interactive=False, buttons=[], elem_id="samples",
-            )  # fmt: skip
-        with gr.Tab("Upload", elem_id="from-upload"):
-            upload = gr.File(label="A picture: PNG, JPEG, WebP, GIF or BMP", elem_id="upload", height=150)
-        with gr.Tab("Draw", elem_id="from-drawing"):
-            ink = gr.Radio(["white on black", "black on white"], value="white on black", label="Ink", elem_id="ink")
-            gr.HTML(_PAD, js_on_load=_PAD_SCRIPT, elem_id="pad")
-            pad = gr.Textbox(label="Drawing", visible=False, elem_id="drawing")
-            clear = gr.Button("Clear", size="sm", elem_id="clear-drawing")
-            clear.click(None, None, None, js=_CLEAR, **PRIVATE)
-            read = gr.Button("Read the drawing", variant="primary", elem_id="read-drawing")
-    return task, gallery, upload, (ink, pad, read)
 
 
 def _answers(prediction: dict[str, Any] | None) -> tuple[Any, list[Any]]:
@@ -89,43 +45,12 @@ def _answers(prediction: dict[str, Any] | None) -> tuple[Any, list[Any]]:
     return said, [card, text, plot, table]
 
 
-def _wire_pictures(page: Page, task: Any, upload: Any, drawing: tuple[Any, Any, Any], said: Any) -> None:
-    """From an uploaded file or a drawing to the picture, or to a sentence that says why it is none."""
-
-    def cleaned(task: str, source: Callable[[], Any]) -> Any:
-        try:
-            return {"task": task, "pixels": page.lab.picture(source())[0].tolist()}, ""
-        except Exception as error:
-            return gr.skip(), views.status(sentence(error), "error")
-
-    def uploaded(task: str, path: str | None) -> Any:
-        return cleaned(task, lambda: path) if path else (gr.skip(), "")
-
-    def drawn(task: str, drawing: str, ink: str) -> Any:
-        return cleaned(task, lambda: flatten(drawing, ink))
-
-    ink, pad, read = drawing
-    upload.upload(uploaded, [task, upload], [page.picture, said], **CHEAP, **PRIVATE)
-    read.click(drawn, [task, pad, ink], [page.picture, said], js=_SEND, **CHEAP, **PRIVATE)
-
-
-def _wire_samples(page: Page, task: Any, gallery: Any, said: Any, merge: dict[str, Any]) -> None:
+def _wire_samples(page: Page, inputs: pictures.Inputs, said: Any, merge: dict[str, Any]) -> None:
     """The gallery follows the task, and the task follows the picture and the models on the bench."""
+    task = inputs.task
 
     def samples(task: str | None, selection: dict[str, Any]) -> Any:
-        try:
-            bench = page.lab.open(selection)
-            if bench.suite is None or task is None:
-                return [], views.note("These models have no suite, so there are no pictures to pick from.", "error")
-            return [(image, label) for _, image, label in bench.samples(task)], ""
-        except Exception as error:
-            return [], views.note(sentence(error), "error")
-
-    def change_task(task: str, picture: dict[str, Any]) -> dict[str, Any]:
-        return {**picture, "task": task} if picture.get("pixels") is not None else {"task": task, "place": 0}
-
-    def pick(task: str, event: gr.SelectData) -> dict[str, Any]:
-        return {"task": task, "place": int(event.index)}
+        return pictures.samples(page, task, selection)
 
     def same_task(picture: dict[str, Any]) -> Any:
         return picture["task"], picture["task"]
@@ -137,14 +62,12 @@ def _wire_samples(page: Page, task: Any, gallery: Any, said: Any, merge: dict[st
         field = gr.update(choices=tasks, value=chosen)
         return field, field, picture if chosen == picture["task"] else {"task": chosen, "place": 0}
 
-    shown = [gallery, said]
+    shown = [inputs.gallery, said]
     task.change(samples, [task, page.selection], shown, **CHEAP, **PRIVATE)
     page.selection.change(
         other_models, [page.selection, page.picture], [task, merge["task"], page.picture], **CHEAP, **PRIVATE
     ).then(samples, [task, page.selection], shown, **CHEAP, **PRIVATE)
     page.first_visit.append([(samples, [task, page.selection], shown)])
-    task.input(change_task, [task, page.picture], page.picture, **CHEAP, **PRIVATE)
-    gallery.select(pick, task, page.picture, **CHEAP, **PRIVATE)
     page.picture.change(same_task, page.picture, [task, merge["task"]], **CHEAP, **PRIVATE)
 
 
@@ -183,20 +106,3 @@ def _wire_answers(page: Page, first: dict[str, Any], said: Any, shown: list[Any]
     )
     page.prediction.change(show, page.prediction, shown, **CHEAP, **PRIVATE)
 
-
-def flatten(drawing: str, ink: str) -> np.ndarray:
-    """The pad's PNG (a data address) as uint8 ``[H, W, 3]``: strokes on a plain ground; an error for an empty one."""
-    try:
-        data = base64.b64decode((drawing or "").partition(",")[2], validate=True)
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            if max(picture.size) > _MOST_SIDE:
-                raise MergeLabError(f"A drawing has at most {_MOST_SIDE} pixels a side.")
-            mask = np.asarray(picture.convert("RGBA"))[..., 3]
-    except MergeLabError:
-        raise
-    except Exception:  # a decoder raises anything on what is no picture
-        raise MergeLabError("The drawing did not arrive as a picture; please draw it again.") from None
-    if not mask.any():
-        raise MergeLabError("The drawing is empty: draw something first.")
-    grey = mask if ink == "white on black" else 255 - mask
-    return np.repeat(grey[..., None], 3, axis=-1).astype(np.uint8)

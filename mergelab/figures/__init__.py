@@ -17,20 +17,39 @@ from .lines import layer_lines
 from .palette import Style, style
 from .probabilities import probability_bars
 from .radar import radar
+from .routing import count_lines, rank_curve, share_heatmap, weight_bars
+from .routing_summary import (
+    describe_batch,
+    describe_confusion,
+    describe_latency,
+    describe_rank,
+    describe_storage,
+    describe_weights,
+)
 from .summary import describe_conflict, describe_cosines, describe_norms, describe_prediction, describe_result
 
 __all__ = [
     "Style",
     "accuracy_bars",
     "cosine_heatmap",
+    "count_lines",
+    "describe_batch",
     "describe_conflict",
+    "describe_confusion",
     "describe_cosines",
+    "describe_latency",
     "describe_norms",
     "describe_prediction",
+    "describe_rank",
     "describe_result",
+    "describe_storage",
+    "describe_weights",
     "layer_heatmap",
     "layer_lines",
     "probability_bars",
     "radar",
+    "rank_curve",
+    "share_heatmap",
     "style",
+    "weight_bars",
 ]

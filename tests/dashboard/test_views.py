@@ -13,7 +13,7 @@ import pytest
 from dashboard.fake_lab import TASKS, FakeBench, FakeEvaluation
 from PIL import Image
 
-from mergelab.dashboard import model_views, predict, selections, views
+from mergelab.dashboard import model_views, pictures, selections, views
 from mergelab.errors import MergeLabError
 
 
@@ -119,14 +119,14 @@ def drawing(layer: np.ndarray) -> str:
 def test_a_drawing_becomes_ink_on_a_plain_ground():
     layer = np.zeros((8, 8, 4), np.uint8)
     layer[2, 3] = (255, 255, 255, 255)
-    white = predict.flatten(drawing(layer), "white on black")
+    white = pictures.flatten(drawing(layer), "white on black")
     assert white.shape == (8, 8, 3) and white[2, 3].tolist() == [255] * 3 and white[0, 0].tolist() == [0] * 3
-    assert predict.flatten(drawing(layer), "black on white")[2, 3].tolist() == [0] * 3
+    assert pictures.flatten(drawing(layer), "black on white")[2, 3].tolist() == [0] * 3
     with pytest.raises(MergeLabError, match="empty"):
-        predict.flatten(drawing(np.zeros((8, 8, 4), np.uint8)), "white on black")
+        pictures.flatten(drawing(np.zeros((8, 8, 4), np.uint8)), "white on black")
     for broken in ("", "data:image/png;base64,AAAA", "nonsense", None):
         with pytest.raises(MergeLabError, match="drawing"):
-            predict.flatten(broken, "white on black")
+            pictures.flatten(broken, "white on black")
 
 
 def test_local_selections_are_refused_on_a_public_page():
