@@ -74,7 +74,7 @@ class KnnRouter(Fitted):
     def check(cls, tensors: Mapping[str, Tensor], tasks: int, width: int) -> None:
         check_shapes(tensors, {"bank": (-1, width), "labels": (-1,)})
         labels, bank = tensors["labels"], tensors["bank"]
-        if labels.dtype != torch.int64 or len(labels) != len(bank):
+        if len(labels) != len(bank):
             raise RouterError(f"The knn router has {len(labels)} labels for {len(bank)} examples. Train it again.")
         if int(labels.min()) < 0 or int(labels.max()) >= tasks:
             raise RouterError(f"The knn router's labels must be from 0 to {tasks - 1}, one a task. Train it again.")

@@ -1,7 +1,6 @@
 """Routers: from the features of an input to one logit for every task, and how they are trained, kept and read back.
 
-A router learns from examples that are labelled with their task alone, never with a class. Its features are those of the
-shared model; a router that was made for another shared model is stale and must be trained again.
+A router learns from examples labelled with their task alone, never with a class, by the features of the shared model.
 """
 
 from __future__ import annotations
@@ -205,9 +204,9 @@ def train_router(
 
     ``kind`` wins over ``settings.kind`` (None: the settings decide). ``validation`` (same keys) chooses the epoch of an
     mlp and is scored for the notes; without it the last epoch stays. ``source`` (``"pooled"`` or ``"layer L"``) says
-    which features these are, ``shared`` which shared model (a sha256). The result depends on the data and
-    ``settings.seed`` only; no global random state is read or changed. Raises :class:`RouterError` for a task without
-    examples, widths that differ or features that are not finite, and :class:`~mergelab.errors.Cancelled`.
+    which features these are, ``shared`` which shared model (a sha256). Data and ``settings.seed`` alone decide the
+    result; no global random state is read or changed. Raises :class:`RouterError` for a task without examples, widths
+    that differ and features that are not finite, and :class:`~mergelab.errors.Cancelled`.
     """
     from .features import prepare, scores
 
@@ -229,19 +228,17 @@ def train_router(
 def router_from(state: Mapping[str, Tensor], about: object) -> Router:
     """The router that :meth:`Router.state` and :meth:`Router.about` describe; nothing in them is trusted.
 
-    Raises :class:`RouterError` for an unknown kind, missing or unknown tensors, wrong shapes, numbers that are not
-    finite, names that are not unique, settings out of range and notes that are no plain data.
-    """
+    Raises :class:`RouterError` for tensors that are missing, unknown, of a wrong shape or not finite, and for anything
+    in the description that does not fit."""
     if not isinstance(about, Mapping):
         raise RouterError(f"The router's description must be a mapping, not {type(about).__name__}. Train it again.")
     notes = _plain(about)
     kind, names, width = notes.pop("kind", None), notes.pop("names", None), notes.pop("width", None)
     if not isinstance(kind, str) or kind not in KINDS:
         raise RouterError(f"Unknown kind of router {kind!r}.{suggest(str(kind), KINDS)}")
-    if not isinstance(names, list) or not 1 <= len(names) <= _MOST_TASKS or not all(isinstance(n, str) for n in names):
-        raise RouterError(f"The router's names must be a list of 1 to {_MOST_TASKS} task names. Train it again.")
-    if len(set(names)) != len(names) or "" in names:
-        raise RouterError(f"The router's task names must be unique and not empty: {', '.join(names[:20])}.")
+    plain = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    if not plain or not 1 <= len(names) <= _MOST_TASKS or len(set(names)) != len(names):
+        raise RouterError(f"The router's names must be 1 to {_MOST_TASKS} task names, none empty, none twice.")
     if not isinstance(width, int) or isinstance(width, bool) or width < 1:
         raise RouterError(f"The router's width must be a whole number of at least 1, not {width!r}.")
     settings = RouterSettings.from_dict(notes.pop("settings", {"kind": kind}))
@@ -258,11 +255,11 @@ def router_from(state: Mapping[str, Tensor], about: object) -> Router:
 
 
 def _checked(name: str, tensor: object) -> Tensor:
-    """A finite tensor on the CPU: whole numbers as int64, real ones as float32."""
-    if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.is_sparse or tensor.dtype == torch.bool:
-        raise RouterError(f"The router's {name!r} is no tensor of numbers. Train the router again.")
-    wanted = torch.float32 if tensor.is_floating_point() else torch.int64
-    plain = tensor.detach().to("cpu", wanted).contiguous()
+    """A finite tensor on the CPU: "labels" of int64, all others of float32."""
+    kind = torch.int64 if name == "labels" else torch.float32
+    if not isinstance(tensor, Tensor) or tensor.is_sparse or tensor.is_floating_point() != kind.is_floating_point:
+        raise RouterError(f"The router's {name!r} is no tensor that can be read as {kind}. Train the router again.")
+    plain = tensor.detach().to("cpu", kind).contiguous()
     if not bool(torch.isfinite(plain).all()):
         raise RouterError(f"The router's tensor {name!r} has numbers that are not finite. Train the router again.")
     return plain
@@ -279,11 +276,8 @@ def _plain(about: Mapping[str, object]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(text)
     for name, kinds in _NOTES.items():
         if name in plain and not isinstance(plain[name], kinds):
-            raise RouterError(
-                f"The router's description has a {name!r} of the wrong type: {type(plain[name]).__name__}."
-            )
-    if not all(isinstance(warning, str) for warning in plain.get("warnings", [])):
-        raise RouterError("The router's warnings must be a list of sentences.")
+            raise RouterError(f"The router's description has {name!r} as {type(plain[name]).__name__}. Train it again.")
+    plain["warnings"] = [str(warning) for warning in plain.get("warnings", [])]
     return plain
 
 
