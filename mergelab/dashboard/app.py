@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ..paths import assets
-from . import api, drafts, geometry, merge, models, predict, results, theme, views, work
+from . import api, drafts, geometry, merge, models, predict, results, router, theme, views, work
 from .errors import log
 from .lab import Lab
 from .page import PRIVATE, Page
@@ -47,9 +47,11 @@ def build_app(lab: Lab | None = None, settings: Settings | None = None) -> gr.Bl
             with gr.Tab("Merge", id="merge", elem_id="tab-merge"):
                 shown = merge.build(page, first)
             with gr.Tab("Results", id="results", elem_id="tab-results"):
-                results.build(page, first)
+                shown_results = results.build(page, first)
             with gr.Tab("Geometry", id="geometry", elem_id="tab-geometry") as tab:
                 geometry.build(page, tab)
+            with gr.Tab("Router", id="router", elem_id="tab-router"):
+                router.build(page, first, shown_results)
             with gr.Tab("Predict", id="predict", elem_id="tab-predict"):
                 predict.build(page, first, shown)
         api.build(page, first["selection"])

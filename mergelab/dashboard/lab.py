@@ -82,6 +82,12 @@ class Lab:
             return open_bench(selection["zoo"])
         return custom_bench(selection["base"], selection["experts"], selection.get("suite") or None)
 
+    def routed(self, selection: Mapping[str, Any]) -> Any:
+        """What builds and runs routed models over the bench of a selection (see :mod:`mergelab.runs.routed`)."""
+        from ..runs.routed import routed_bench
+
+        return routed_bench(self.open(selection))
+
     def preflight(self, recipe: Recipe) -> dict[str, Any]:
         """The verdict from headers only: ``{"ok", "findings": [{"level", "text", "fix"}], …}``."""
         from ..engine import preflight

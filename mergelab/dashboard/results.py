@@ -12,7 +12,9 @@ from . import views
 from .page import CHEAP, PRIVATE, Page
 
 
-def build(page: Page, first: dict[str, Any]) -> None:
+def build(page: Page, first: dict[str, Any]) -> dict[str, Any]:
+    """Lay the tab out; gives what another tab needs to keep a result here: ``shown`` (what is compared) and the handler
+    ``render`` with its ``inputs`` and ``outputs``."""
     result = first["result"]
     with gr.Row(elem_id="results-actions", equal_height=False):
         keep = gr.Button("Keep this result", variant="primary", elem_id="keep", min_width=190, scale=0)
@@ -90,6 +92,7 @@ def build(page: Page, first: dict[str, Any]) -> None:
     )
     shown.input(render, state, outs, **CHEAP, **PRIVATE)
     page.result.change(render, state, outs, **CHEAP, **PRIVATE)
+    return {"shown": shown, "render": render, "inputs": state, "outputs": outs}
 
 
 def _hint(limit: int) -> str:

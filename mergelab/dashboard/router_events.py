@@ -1,0 +1,310 @@
+"""What happens on the Router tab: building, measuring, the rank curve, storage and timing."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gradio as gr
+
+from ..errors import Cancelled, MergeLabError
+from ..recipe import Recipe
+from . import router_views, router_work, views
+from .errors import sentence
+from .jobs import Done, Step, Superseded
+from .page import CHEAP, COMPUTE, PRIVATE, Page, busy, session_of
+from .work import label
+
+_HIDDEN: dict[str, Any] = {"show_progress": "hidden", **COMPUTE, **PRIVATE}
+_OPTIONS = ("preset", "policy", "rank", "rank_ratio", "energy", "router", "temperature", "top_k", "threshold")
+
+
+def wire(page: Page, out: dict[str, Any], results: dict[str, Any]) -> None:
+    _wire_panel(page, out)
+    _wire_build(page, out)
+    _wire_measured(page, out, results)
+    _wire_rank(page, out)
+    _wire_costs(page, out)
+
+
+def shared_words(page: Page, draft: Mapping[str, Any], selection: Mapping[str, Any]) -> str:
+    """The shared model in words: what the Merge tab shows now."""
+    try:
+        recipe = page.recipe(dict(draft), selection)
+    except MergeLabError as error:
+        return views.note(str(error), "error")
+    text = label(recipe, page.methods[recipe.merge_method], len(selection["experts"]))
+    return (
+        f'<p class="ml-lead"><b>Shared model:</b> {html.escape(text)}, {len(recipe.models)} experts '
+        '<small class="ml-cost">(the recipe on the Merge tab)</small></p>'
+    )
+
+
+def run(
+    page: Page, request: gr.Request, work: Callable[[Any, Any], Any], keep: int, what: str = ""
+) -> Iterator[tuple[list[Any], Any]]:
+    """Run a job; yields (outputs that only move the status line, None) and at last ([], its value)."""
+    try:
+        for item in page.jobs.run(session_of(request), work):
+            if isinstance(item, Step):
+                yield [busy(item, what), *views.skip(keep)], None
+            elif isinstance(item, Done):
+                yield [], item
+    except Superseded:
+        yield views.skip(keep + 1), None
+    except Cancelled:
+        yield [views.status("Stopped."), *views.skip(keep)], None
+    except Exception as error:
+        yield [views.status(sentence(error), "error"), *views.skip(keep)], None
+
+
+def _options(values: tuple[Any, ...]) -> router_work.Options:
+    return dict(zip(_OPTIONS, values, strict=True))
+
+
+def _recipe(page: Page, draft: dict[str, Any], selection: dict[str, Any]) -> Recipe:
+    recipe = page.recipe(draft, selection)
+    page.lab.check_sources(recipe)
+    return recipe
+
+
+def _wire_panel(page: Page, out: dict[str, Any]) -> None:
+    fields = [out[name] for name in _OPTIONS]
+
+    def describe(draft: dict[str, Any], selection: dict[str, Any], *values: Any) -> Any:
+        """The shared model in words, and what a build will cost."""
+        try:
+            twin = router_work.twin_of(page.recipe(draft, selection), _options(values))
+            cost = router_views.cost_line(page.lab.routed(selection).estimate(router_work.parsed(twin)))
+        except MergeLabError as error:
+            cost = views.note(str(error), "error")
+        return shared_words(page, draft, selection), cost
+
+    def choose(name: str) -> Any:
+        values = router_work.preset_options(name)
+        sizes = [gr.update(value=values[p], visible=p == values["policy"]) for p in router_work.POLICIES]
+        shown = gr.update(info=values["text"])
+        return [shown, values["policy"], *sizes, *(values[n] for n in _OPTIONS[5:])]
+
+    def show(policy: str) -> Any:
+        return [gr.update(visible=p == policy) for p in router_work.POLICIES]
+
+    told = [out["shared"], out["cost"]]
+    source = [page.draft, page.selection, *fields]
+    page.first_visit.append([(describe, source, told)])
+    page.draft.change(describe, source, told, trigger_mode="always_last", **CHEAP, **PRIVATE)
+    out["preset"].input(choose, out["preset"], fields, **CHEAP, **PRIVATE).then(
+        describe, source, told, **CHEAP, **PRIVATE
+    )
+    out["policy"].input(show, out["policy"], [out[p] for p in router_work.POLICIES], **CHEAP, **PRIVATE).then(
+        describe, source, told, **CHEAP, **PRIVATE
+    )
+    for name in ("rank", "rank_ratio", "energy"):
+        out[name].release(describe, source, told, **CHEAP, **PRIVATE)
+
+
+def _wire_build(page: Page, out: dict[str, Any]) -> None:
+    fields = [out[name] for name in _OPTIONS]
+
+    def make(
+        draft: dict[str, Any], selection: dict[str, Any], head: str, mode: str, request: gr.Request, *values: Any
+    ) -> Iterator[Any]:
+        """Build, and measure on a few pictures a task."""
+        page.jobs.stop(session_of(request), superseded=True)
+        options = _options(values)
+        try:
+            recipe = _recipe(page, draft, selection)
+            words = label(recipe, page.methods[recipe.merge_method], len(selection["experts"]))
+        except Exception as error:
+            yield [views.status(sentence(error), "error"), *views.skip(4)]
+            return
+
+        def work(progress: Any, stop: Any) -> Any:
+            built = router_work.build(page.lab, selection, recipe, options, words, progress, stop)
+            found = router_work.measure(page.lab, built, head, mode, page.settings.per_task, progress, stop)
+            return built, found
+
+        for moving, done in run(page, request, work, 4, "Building:"):
+            if done is None:
+                yield moving
+                continue
+            built, found = done.value
+            yield [router_views.built_line(built), router_views.badges(built, found["evaluation"]), built, found,
+                   gr.update(visible=True)]  # fmt: skip
+
+    def stop(request: gr.Request) -> Any:
+        return gr.skip() if page.jobs.stop(session_of(request)) else views.status("Nothing is running.")
+
+    out["build"].click(
+        make, [page.draft, page.selection, out["head"], out["mode"], *fields],
+        [out["status"], out["badges"], out["built"], out["found"], out["after"]], **_HIDDEN,
+    )  # fmt: skip
+    out["stop"].click(stop, None, out["status"], queue=False, show_progress="hidden", **PRIVATE)
+
+
+def _wire_measured(page: Page, out: dict[str, Any], results: dict[str, Any]) -> None:
+    shown = ["sentence", "table", "weights", "weights_text", "weights_table", "confusion", "confusion_text",
+             "confusion_table", "split"]  # fmt: skip
+
+    def again(per_task: int | None, built: Any, head: str, mode: str, request: gr.Request) -> Iterator[Any]:
+        if not built:
+            yield views.skip(3)
+            return
+
+        def work(progress: Any, stop: Any) -> Any:
+            return router_work.measure(page.lab, built, head, mode, per_task, progress, stop)
+
+        for moving, done in run(page, request, work, 2, "Measuring:"):
+            if done is None:
+                yield moving
+            else:
+                found = done.value["evaluation"]
+                said = views.status(f"{done.value['label']}: measured in {done.seconds:.1f} s. {_why(found)}")
+                yield [said, router_views.badges(built, found), done.value]
+
+    def quick(built: Any, head: str, mode: str, request: gr.Request) -> Iterator[Any]:
+        yield from again(page.settings.per_task, built, head, mode, request)
+
+    def whole(built: Any, head: str, mode: str, request: gr.Request) -> Iterator[Any]:
+        yield from again(None, built, head, mode, request)
+
+    def render(result: views.Result | None) -> list[Any]:
+        if not result:
+            return views.skip(len(shown))
+        found, titles = result["evaluation"], result["titles"]
+        return [
+            router_views.result_sentence(result), router_views.result_table(result),
+            *router_views.shares(found, "weights", titles), *router_views.shares(found, "confusion", titles),
+            router_views.split_line(found),
+        ]  # fmt: skip
+
+    def compare(result: views.Result | None, kept: list[views.Result]) -> Any:
+        if not result:
+            return kept, gr.skip(), views.note("There is no result to compare yet.", "error")
+        if any(other["id"] == result["id"] for other in kept):
+            return kept, gr.skip(), views.note("This result is on the Results tab already.")
+        names = {other["label"] for other in kept}
+        own = next(name for name in _numbered(result["label"]) if name not in names)
+        plain = {key: value for key, value in result.items() if key != "static"}
+        kept = [*kept, {**plain, "label": own}][-page.settings.max_kept :]
+        labels = [other["label"] for other in kept]
+        return (
+            kept,
+            gr.update(choices=labels, value=labels, visible=True),
+            views.note(f"“{own}” is on the Results tab."),
+        )
+
+    inputs, outputs = [out["built"], out["head"], out["mode"]], [out["status"], out["badges"], out["found"]]
+    for field in ("head", "mode"):
+        out[field].input(quick, inputs, outputs, trigger_mode="always_last", **_HIDDEN)
+    out["whole"].click(whole, inputs, outputs, **_HIDDEN)
+    out["found"].change(render, out["found"], [out[name] for name in shown], **CHEAP, **PRIVATE)
+    out["show"].click(
+        compare, [out["found"], page.kept], [page.kept, results["shown"], out["shown"]], **CHEAP, **PRIVATE
+    ).then(results["render"], results["inputs"], results["outputs"], **CHEAP, **PRIVATE)
+
+
+def _why(found: Mapping[str, Any]) -> str:
+    why = str(found.get("why") or "")
+    return f"Mode {found['mode']}: {why}" if why and why != "asked for" else f"Mode {found['mode']}, as asked."
+
+
+def _numbered(text: str) -> Iterator[str]:
+    yield text
+    number = 2
+    while True:
+        yield f"{text} ({number})"
+        number += 1
+
+
+def _wire_rank(page: Page, out: dict[str, Any]) -> None:
+    view = [out["rank_figure"], out["rank_text"], out["rank_table"], out["rank_tasks"]]
+
+    def compute(built: Any, curve: Any, head: str, result: Any, request: gr.Request) -> Iterator[Any]:
+        """The curve, once for each built model; a second visit of the tab costs nothing."""
+        if not built or (curve and curve["of"] == built["hash"]):
+            yield views.skip(7)
+            return
+
+        def work(progress: Any, stop: Any) -> Any:
+            bench = page.lab.routed(built["selection"])
+            return bench.curve(router_work.parsed(built["twin"]), progress=progress, stop=stop)
+
+        for moving, done in run(page, request, work, 6, "Rank curve:"):
+            if done is None:
+                yield moving
+                continue
+            found = {"of": built["hash"], **done.value}
+            ranks = router_views.ranks_of(found)
+            own = str(built["summary"]["rank"])
+            place = ranks.index(own) if own in ranks else min(3, len(ranks) - 1)
+            slider = gr.update(visible=True, maximum=len(ranks) - 1, value=place, label=_rank_label(ranks, place))
+            said = views.status(f"Computed once, in {done.seconds:.0f} s: the slider answers at once.")
+            yield [said, found, slider, *_rank_view(found, place, head, result)]
+
+    def move(curve: Any, place: int, head: str, result: Any) -> list[Any]:
+        if not curve:
+            return views.skip(5)
+        label = _rank_label(router_views.ranks_of(curve), int(place))
+        return [gr.update(label=label), *_rank_view(curve, int(place), head, result)]
+
+    def forget(built: Any, curve: Any) -> Any:
+        stale = curve and built and curve["of"] != built["hash"]
+        note = views.note("Another model was built: open this tab again for its curve.") if stale else gr.skip()
+        return note, None if stale else gr.skip()
+
+    out["rank_tab"].select(
+        compute, [out["built"], out["curve"], out["head"], out["found"]],
+        [out["rank_status"], out["curve"], out["place"], *view], **_HIDDEN,
+    )  # fmt: skip
+    moved = [out["curve"], out["place"], out["head"], out["found"]]
+    out["place"].release(move, moved, [out["place"], *view], trigger_mode="always_last", **CHEAP, **PRIVATE)
+    out["head"].input(move, moved, [out["place"], *view], **CHEAP, **PRIVATE)
+    out["built"].change(forget, [out["built"], out["curve"]], [out["rank_status"], out["curve"]], **CHEAP, **PRIVATE)
+
+
+def _rank_label(ranks: list[str], place: int) -> str:
+    return "Rank: nothing left out" if ranks[place] == router_views.FULL else f"Rank: {ranks[place]}"
+
+
+def _rank_view(curve: Mapping[str, Any], place: int, head: str, result: Mapping[str, Any] | None) -> list[Any]:
+    result = result or {}
+    told = {"experts, told the task": (result.get("experts") or {}).get("seen", {}).get("accuracy")}
+    references = {name: value for name, value in told.items() if value is not None}
+    return router_views.rank_view(curve, place, head, result.get("titles", {}), references)
+
+
+def _wire_costs(page: Page, out: dict[str, Any]) -> None:
+    def storage(built: Any) -> list[Any]:
+        if not built:
+            return views.skip(3)
+        try:
+            found = page.lab.routed(built["selection"]).storage(router_work.parsed(built["twin"]))
+        except Exception as error:
+            return [gr.skip(), views.note(sentence(error), "error"), gr.skip()]
+        return router_views.storage_view(found)
+
+    def time_it(built: Any, request: gr.Request) -> Iterator[Any]:
+        if not built:
+            yield views.skip(4)
+            return
+
+        def work(progress: Any, stop: Any) -> Any:
+            bench = page.lab.routed(built["selection"])
+            return bench.latency(router_work.parsed(built["twin"]), progress=progress, stop=stop)
+
+        for moving, done in run(page, request, work, 3, "Timing:"):
+            if done is None:
+                yield moving
+            else:
+                yield [views.status("Measured here, now; other work on this machine makes it slower."),
+                       *router_views.latency_view(done.value)]  # fmt: skip
+
+    out["built"].change(
+        storage, out["built"], [out["storage"], out["storage_text"], out["storage_table"]], **CHEAP, **PRIVATE
+    )
+    out["time"].click(
+        time_it, out["built"], [out["time_status"], out["latency"], out["latency_text"], out["latency_table"]],
+        **_HIDDEN,
+    )  # fmt: skip
