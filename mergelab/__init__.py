@@ -16,11 +16,14 @@ _PUBLIC = {
     "MergeLabError": "mergelab.errors",
     "Recipe": "mergelab.recipe",
     "evaluate": "mergelab.tasks",
+    "evaluate_routed": "mergelab.routing",
     "load": "mergelab.checkpoints",
+    "load_routed": "mergelab.routing",
     "load_suite": "mergelab.tasks",
     "merge": "mergelab.api",
     "open_zoo": "mergelab.zoo",
     "preflight": "mergelab.engine",
+    "twin": "mergelab.routing",
 }
 
 __all__ = [
@@ -28,11 +31,14 @@ __all__ = [
     "Recipe",
     "__version__",
     "evaluate",
+    "evaluate_routed",
     "load",
+    "load_routed",
     "load_suite",
     "merge",
     "open_zoo",
     "preflight",
+    "twin",
 ]
 
 if TYPE_CHECKING:
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from mergelab.engine import preflight  # type: ignore[no-redef]
     from mergelab.errors import MergeLabError
     from mergelab.recipe import Recipe
+    from mergelab.routing import evaluate_routed, load_routed, twin
     from mergelab.tasks import evaluate, load_suite  # type: ignore[no-redef]
     from mergelab.zoo import open_zoo
 

@@ -25,7 +25,7 @@ def whole_folder(
     Raises CheckpointError when ``folder`` exists and holds something (unless ``overwrite``), or the disk is full.
     """
     out = Path(folder).expanduser().resolve()
-    _check(out, overwrite)
+    check_target(out, overwrite)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     _LIVE.add(partial)
     try:
@@ -35,7 +35,7 @@ def whole_folder(
         partial.mkdir()
         yield partial
         _sync_folder(partial)
-        _check(out, overwrite)
+        check_target(out, overwrite)
         _swap(partial, out, verify)
     except OSError as error:
         raise _disk_error(error, out, need) from error
@@ -44,7 +44,9 @@ def whole_folder(
         _LIVE.discard(partial)
 
 
-def _check(out: Path, overwrite: bool) -> None:
+def check_target(folder: str | Path, overwrite: bool = False) -> None:
+    """Raise CheckpointError if ``folder`` cannot be written to; worth asking before long work."""
+    out = Path(folder).expanduser().resolve()
     if _UNFINISHED.match(out.name):
         raise CheckpointError(f"{out.name} is a name that MergeLab keeps for unfinished writes: choose another.")
     if not out.exists():

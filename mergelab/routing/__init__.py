@@ -31,7 +31,27 @@ _PUBLIC = {
     "twin": "build",
 }
 
-__all__ = list(_PUBLIC)
+__all__ = [
+    "PRESETS",
+    "Compression",
+    "Gate",
+    "GroupSettings",
+    "Inference",
+    "RoutedEvaluation",
+    "RoutedModel",
+    "Router",
+    "RouterError",
+    "RouterSettings",
+    "Runner",
+    "TwinRecipe",
+    "build_routed",
+    "evaluate_routed",
+    "export",
+    "load_routed",
+    "save",
+    "train_router",
+    "twin",
+]
 
 if TYPE_CHECKING:
     from .build import build_routed, twin

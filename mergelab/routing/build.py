@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..engine import Plan, pick_device, plan_recipe, stream
-from ..engine.folder import written_config
+from ..engine.folder import copied_files, written_config
 from ..engine.stream import read
 from ..errors import RoutingError
 from ..models.build import saved_preprocess
@@ -85,10 +85,23 @@ def build_routed(
         "hashes": {"shared": tensors_hash(shared, plan.aliases), **_parents(plan, experts)},
     }
     if lessons is not None:
-        routed, settings["router"] = learn(routed, recipe, lessons, settings["hashes"]["shared"], device, clock, stop)
+        routed, settings["router"] = learn(routed, recipe, lessons, shared=settings["hashes"]["shared"],
+                                           device=device, clock=clock, stop=stop)  # fmt: skip
+    if known is not None:
+        settings["tasks"] = {task: {"title": known[task].title, "classes": list(known[task].classes)}
+                             for task in tasks if task in known.names}  # fmt: skip
     settings["seconds"] = clock.seconds
     settings["data_used"] = lessons.said if lessons else "none (weights are given by hand)"
     return replace(routed, settings=settings)
+
+
+def base_files(recipe: TwinRecipe) -> dict[str, bytes | str]:
+    """The small files that belong to the base beside its weights (a tokenizer's), for :func:`mergelab.routing.save`."""
+    from ..checkpoints import load
+
+    with load(recipe.shared.base_model or recipe.shared.models[0].model) as checkpoint:
+        found = copied_files(checkpoint)
+    return {name: content for name, content in found.items() if name != "preprocessor_config.json"}
 
 
 def twin(
@@ -132,9 +145,10 @@ def twin(
         if models is not None or base is not None or parameters:
             raise RoutingError("A routed recipe names its models and parameters itself; give it without others.")
         recipe = read_from if isinstance(read_from, TwinRecipe) else TwinRecipe.read(read_from)
-        words = _words(exclusive, rank, rank_ratio, energy)
-        return build_routed(recipe.with_sections(exclusive=words) if words else recipe, route=router is not None,
-                            **options)  # fmt: skip
+        words = {"exclusive": _words(exclusive, rank, rank_ratio, energy), "inference": dict(inference or {}),
+                 "router": dict(router) if isinstance(router, Mapping) else {}}  # fmt: skip
+        words = {section: given for section, given in words.items() if given}
+        return build_routed(recipe.with_sections(**words) if words else recipe, route=router is not None, **options)
     from .written import written
 
     recipe, sources = written(

@@ -40,8 +40,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
         raise RoutingError(
-            f"{folder.name} is no routed model: it has no {MANIFEST}. Build one with `mergelab twin build`, or name its "
-            "folder."
+            f"{folder.name} is no routed model: it has no {MANIFEST}. Build one with `mergelab twin build`, or name "
+            "its folder."
         )
     data = load_json_object(read_small(path, MAX_MANIFEST), MANIFEST)
     if data.get("format") != FORMAT:

@@ -47,8 +47,8 @@ class Lessons:
             count = len(entry.split(SPLIT)[1]) if entry.has(SPLIT) else 0
             if count == 0:
                 raise RoutingError(
-                    f"The task {task!r} of the suite {found.name} has no validation items for the router to learn from; "
-                    "give it some, or leave the expert out."
+                    f"The task {task!r} of the suite {found.name} has no validation items for the router to learn "
+                    "from; give it some, or leave the expert out."
                 )
             train[task], held[task] = shares(count, task, recipe.router)
         return cls(found, tasks, train, held)
@@ -85,7 +85,14 @@ def shares(count: int, task: str, settings: RouterSettings) -> tuple[Tensor, Ten
 
 
 def learn(
-    routed: RoutedModel, recipe: TwinRecipe, lessons: Lessons, shared: str, device: str, clock: Any, stop: Stop | None
+    routed: RoutedModel,
+    recipe: TwinRecipe,
+    lessons: Lessons,
+    *,
+    shared: str,
+    device: str,
+    clock: Any,
+    stop: Stop | None,
 ) -> tuple[RoutedModel, dict[str, Any]]:
     """``routed`` with a router (and, where its kind allows it, one on an early layer), and notes for its settings."""
     notes: dict[str, Any] = lessons.to_dict()
@@ -99,20 +106,27 @@ def learn(
                 )
         groups = lessons.images(False) + lessons.images(True)
         found = model.encode_many(groups, progress=_upto(told, 0.7), stop=stop)
-        early, layer, notes["early"] = _early(routed, model, recipe, groups, _beyond(told, 0.7), stop)
+        early, layer, notes["early"] = _early(routed, model, recipe, groups, told=_beyond(told, 0.7), stop=stop)
     with clock("router") as told:
-        router = _fit(found, lessons, recipe.router, "pooled", shared, told, stop)
+        router = _fit(found, lessons, recipe.router, source="pooled", shared=shared, told=told, stop=stop)
         routed = replace(routed, router=router)
         if early is not None:
-            second = _fit(early, lessons, recipe.router, f"layer {layer}", shared, told, stop)
+            second = _fit(early, lessons, recipe.router, source=f"layer {layer}", shared=shared, told=told,
+                          stop=stop)  # fmt: skip
             routed = replace(routed, early_router=second, early_layer=layer)
     return routed, notes
 
 
 def _fit(
-    groups: Sequence[Tensor], lessons: Lessons, settings: RouterSettings, source: str, shared: str,
-    told: Progress, stop: Stop | None,
-) -> Router:  # fmt: skip
+    groups: Sequence[Tensor],
+    lessons: Lessons,
+    settings: RouterSettings,
+    *,
+    source: str,
+    shared: str,
+    told: Progress,
+    stop: Stop | None,
+) -> Router:
     count = len(lessons.tasks)
     train = dict(zip(lessons.tasks, groups[:count], strict=True))
     held = dict(zip(lessons.tasks, groups[count:], strict=True))
@@ -120,7 +134,7 @@ def _fit(
 
 
 def _early(
-    routed: RoutedModel, model: Any, recipe: TwinRecipe, groups: list[Tensor], told: Progress, stop: Stop | None
+    routed: RoutedModel, model: Any, recipe: TwinRecipe, groups: list[Tensor], *, told: Progress, stop: Stop | None
 ) -> tuple[list[Tensor] | None, int | None, str]:
     """Features on an early layer, which layer, and why not where there are none."""
     from .modes import Runner
@@ -140,7 +154,7 @@ def _early(
         out = []
         for i, group in enumerate(groups):
             report(told, sum(sizes[:i]), sum(sizes), "reading an early layer")
-            out.append(runner.early_features(group, layer, stop=stop))
+            out.append(runner.early_features(group, layer, stop=stop) if len(group) else torch.zeros(0, 0))
     except CannotRoute as error:
         return None, None, str(error)
     return out, layer, f"block {layer} of {blocks}"

@@ -9,8 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """Words for the sections of a routed recipe that differ from their defaults, a sentence on what they are, and one on
-    what of their model cannot be followed here."""
+    """Words for the sections of a routed recipe that differ from their defaults, a sentence on what they are, and one
+    on what of their model cannot be followed here."""
 
     name: str
     text: str
@@ -19,6 +19,12 @@ class Preset:
     inference: Mapping[str, Any] = field(default_factory=dict)
     differs: str = ""
 
+
+#: What the section inference may say: the words of modes.py and evaluate.py, here so that a recipe and the command line
+#: are checked without them (and without torch).
+MODES = ("auto", "per_input", "group", "adapter", "one_pass", "static")
+HEADS = ("router_argmax", "oracle", "max_logit")
+CLUSTER_ON = ("weights", "logits")
 
 DEFAULT = "default"
 PRESETS: dict[str, Preset] = {
@@ -34,13 +40,13 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "paper",
-            "Lu et al. 2024 as printed: a tenth of each matrix's rank (p = 90 %), a router of 10 epochs on at most 1,000 "
-            "items a task whose features are left as they are, soft weights, one merge an input.",
+            "Lu et al. 2024 as printed: a tenth of each matrix's rank (p = 90 %), a router of 10 epochs on at most "
+            "1,000 items a task whose features are left as they are, soft weights, one merge an input.",
             {"rank_ratio": 0.1},
             {"standardise": False, "epochs": 10, "per_task": 1000, "balanced": True, "patience": None},
             {"mode": "per_input", "head": "oracle"},
             "The paper does not say which head an input gets; its published code gives it the true task's, so that is "
-            "what is scored here, and named. The router's best epoch is chosen on held-out items, not on the test split.",
+            "what is scored here, and named. The router's best epoch is chosen on held-out items, not on test items.",
         ),
         Preset(
             "authors_code",

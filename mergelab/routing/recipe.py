@@ -25,14 +25,10 @@ from ..recipe.checks import canonical, shown, unknown
 from ..recipe.checks import kind as kind_of
 from .compression import Compression
 from .gate import Gate
-from .presets import DEFAULT, PRESETS
+from .presets import CLUSTER_ON, DEFAULT, HEADS, MODES, PRESETS
 from .routers import RouterSettings
 
 SECTIONS = ("preset", "exclusive", "router", "inference")
-#: What modes.py and evaluate.py understand, said here so that a recipe is checked without them.
-MODES = ("auto", "per_input", "group", "adapter", "one_pass", "static")
-HEADS = ("router_argmax", "oracle", "max_logit")
-CLUSTER_ON = ("weights", "logits")
 _SIZES = ("rank", "rank_ratio", "energy", "density")
 _GATE = tuple(f.name for f in fields(Gate))
 _T = TypeVar("_T")
@@ -137,16 +133,32 @@ class TwinRecipe:
         return cls.from_dict(forms.read_json(text))
 
     @classmethod
-    def read(cls, path: str | Path) -> TwinRecipe:
-        """The recipe in a file (YAML, or JSON by its suffix); a message about its content starts with the file's name."""
+    def read(
+        cls,
+        path: str | Path,
+        *,
+        preset: str | None = None,
+        seed: int | None = None,
+        exclusive: Mapping[str, Any] | None = None,
+    ) -> TwinRecipe:
+        """The recipe in a file (YAML, or JSON by its suffix); a message about its content starts with its name.
+
+        ``preset``, ``seed`` and words of ``exclusive`` are put in the place of the file's.
+        """
         path = Path(path)
         try:
             with path.open("rb") as file:
-                data = file.read(forms.MAX_BYTES + 1)
+                raw = file.read(forms.MAX_BYTES + 1)
         except OSError as error:
             raise RecipeError(f"The recipe {path} cannot be read: {error.strerror or error}.") from None
         try:
-            return cls.from_json(data) if path.suffix.lower() == ".json" else cls.from_yaml(data)
+            data = forms.read_json(raw) if path.suffix.lower() == ".json" else forms.read(raw)
+            if isinstance(data, dict):
+                changes = {"preset": preset, "seed": seed}
+                data |= {key: value for key, value in changes.items() if value is not None}
+                if exclusive:
+                    data["exclusive"] = _resized(_section(data.get("exclusive") or {}, "exclusive"), exclusive)
+            return cls.from_dict(data)
         except RecipeError as error:
             raise RecipeError(f"{path.name}: {error}") from None
 
@@ -160,10 +172,7 @@ class TwinRecipe:
         """A copy with some words of ``exclusive``, ``router`` or ``inference`` changed, checked as at reading."""
         data = self.to_dict()
         for name, words in sections.items():
-            kept = data[name]
-            if name == "exclusive" and any(words.get(key) is not None for key in (*_SIZES, "kind")):
-                kept = {key: value for key, value in kept.items() if key not in (*_SIZES, "kind")}
-            data[name] = {**kept, **words}
+            data[name] = _resized(data[name], words) if name == "exclusive" else {**data[name], **words}
         return TwinRecipe.from_dict(data)
 
     @property
@@ -179,8 +188,8 @@ class TwinRecipe:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of what determines the routed model: the shared recipe, the experts' names, which are the tasks,
-        what is kept of them, the router and its early layer. How it is run and the preset's name are not in it."""
+        """SHA-256 (hex) of what determines the routed model: the shared recipe, the experts' names, which are the
+        tasks, what is kept of them, the router and its early layer. How it is run is not in it, nor the preset."""
         essence = {
             "shared": self.shared.hash,
             "tasks": list(self.experts),
@@ -219,6 +228,13 @@ def _exclusive(preset: Mapping[str, Any], given: Mapping[str, Any]) -> Compressi
     sized = any(key in words for key in _SIZES) or words.get("kind", "svd") != "svd"
     kept = {key: value for key, value in preset.items() if not (sized and key in _SIZES)}
     return _make(Compression, {**kept, **words}, "exclusive")
+
+
+def _resized(kept: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
+    """``kept`` with ``words``, whose size or kind puts the size and the kind that were there out of force."""
+    if any(words.get(key) is not None for key in (*_SIZES, "kind")):
+        kept = {key: value for key, value in kept.items() if key not in (*_SIZES, "kind")}
+    return {**kept, **words}
 
 
 def _make(cls: type[_T], words: Mapping[str, Any], where: str, also: tuple[str, ...] = ()) -> _T:

@@ -8,8 +8,8 @@
     heads/<task>.safetensors       weight, bias, projection
     router.safetensors             what the router learnt (early_router.safetensors: the one on an early layer)
 
-Exclusive parts and routers belong to one shared model; its sha256 stands in each of their headers, and a folder in which
-they differ is refused as stale. Factors stay factors: nothing is multiplied out on the way in.
+Exclusive parts and routers belong to one shared model; its sha256 stands in each of their headers, and a folder in
+which they differ is refused as stale. Factors stay factors: nothing is multiplied out on the way in.
 """
 
 from __future__ import annotations

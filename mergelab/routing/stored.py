@@ -38,7 +38,10 @@ def open_routed(folder: Path, whole: bool = False) -> RoutedModel:
     names = tuple(manifest["names"])
     shared, aliases, config, preprocessor = _shared(folder)
     digest = tensors_hash(shared, aliases)
-    parts = {task: _exclusive(folder, manifest["exclusive"][task], task, shared, aliases, digest) for task in names}
+    parts = {
+        task: _exclusive(folder, manifest["exclusive"][task], task, shared=shared, aliases=aliases, digest=digest)
+        for task in names
+    }
     routers = {key: _router(folder, key, about, names, digest) for key, about in manifest["routers"].items()}
     _check_hashes(folder, manifest, digest, whole)
     heads = {task: _head(folder, manifest["heads"][task], task) for task in names if task in manifest["heads"]}
@@ -69,7 +72,7 @@ def _shared(folder: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, 
 
 
 def _exclusive(
-    folder: Path, file: str | None, task: str, shared: Mapping[str, Tensor], aliases: Mapping[str, str], digest: str
+    folder: Path, file: str | None, task: str, *, shared: Mapping[str, Tensor], aliases: Mapping[str, str], digest: str
 ) -> Exclusive:
     if file is None:
         return {}
@@ -142,8 +145,8 @@ def _router(folder: Path, key: str, about: Any, names: tuple[str, ...], digest: 
     claimed = about.get("shared") if isinstance(about, Mapping) else None
     if metadata.get("shared") != digest or claimed != digest:
         raise RoutingError(
-            f"{file} of {folder.name} is a stale router: it was trained on the features of another shared model than the "
-            f"one in {SHARED}/. Train it again (`mergelab twin build`)."
+            f"{file} of {folder.name} is a stale router: it was trained on the features of another shared model than "
+            f"the one in {SHARED}/. Train it again (`mergelab twin build`)."
         )
     try:
         router = router_from(tensors, about)
@@ -202,9 +205,7 @@ def _shapes(text: str | None, file: str) -> dict[str, tuple[int, ...]]:
 
 def _check_hashes(folder: Path, manifest: Mapping[str, Any], digest: str, whole: bool) -> None:
     if manifest["shared"] != digest:
-        raise RoutingError(
-            f"{SHARED}/ of {folder.name} is not the shared model that {MANIFEST} speaks of. Build it again."
-        )
+        raise RoutingError(f"{SHARED}/ of {folder.name} is another shared model than {MANIFEST} says. Build it again.")
     used = [f for f in manifest["exclusive"].values() if f] + [e["file"] for e in manifest["heads"].values()]
     used += [f"{key}.safetensors" for key in manifest["routers"]]
     used += [f for f in manifest["hashes"] if f in (f"{SHARED}/config.json", f"{SHARED}/preprocessor_config.json")]

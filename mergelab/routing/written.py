@@ -29,8 +29,8 @@ def written(
 ) -> tuple[TwinRecipe, dict[str, Any]]:
     """(the recipe, what is meant by those of its sources that are in memory).
 
-    Without ``models``, all experts of the suite's zoo, merged with the coefficients that its builder chose on validation
-    items unless others are given.
+    Without ``models``, all experts of the suite's zoo, merged with the coefficients that its builder chose on
+    validation items unless others are given.
     """
     given = {key.removesuffix("_"): value for key, value in parameters.items()}
     if models is None:
