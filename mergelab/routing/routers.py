@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from ..errors import MergeLabError, suggest
+from ..errors import RoutingError, suggest
 from ..progress import Progress, Stop
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Fit: TypeAlias = (
 _MOST_TASKS, _MOST_NOTES = 4096, 4_000_000
 
 
-class RouterError(MergeLabError):
+class RouterError(RoutingError):
     """A router cannot be trained, read or used as asked: which task, tensor or row, and what to do."""
 
 
