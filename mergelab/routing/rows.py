@@ -84,7 +84,8 @@ class RowModule:
             if id(tensor) not in parts:
                 continue
             kind = kinds[owner]
-            form = Matrix if tensor.ndim >= 2 and (len(tensor) > 1 or not issubclass(kind, Bare)) else Vector
+            table = issubclass(kind, Bare) and tensor.ndim == 2 and len(tensor) > 1
+            form = Matrix if table or key in kind.matrices else Vector
             if (id(tensor), form) not in made:
                 made[id(tensor), form] = form(parts[id(tensor)], tensor.detach())
             stacks, names = own.setdefault(owner, ({}, {}))

@@ -49,7 +49,8 @@ def carrier_for(module: nn.Module) -> type[Carrier]:
     forward = type(module).forward
     kind = _BY_FORWARD.get(f"{forward.__module__}.{forward.__qualname__}")
     if kind is not None:
-        return kind
+        # a weight norm or another parametrisation computes the weight out of other tensors
+        return kind if kind.needs <= module._parameters.keys() else Bare
     vectors = [p for p in module._parameters.values() if p is not None]
     simple = not module._modules and not module._buffers and bool(vectors)
     named = type(module).__name__.endswith(("Norm", "LayerScale"))

@@ -45,12 +45,16 @@ class Pass:
         return 0 if self.weights is None else self.weights.shape[0]
 
     def of(self, tasks: Tensor, key: Any, like: Tensor) -> Tensor:
-        """The weights ``[B, K]`` of the tasks ``[K]``, as ``like`` is; made once per pass for each ``key``."""
+        """The weights ``[B, K]`` of the tasks ``[K]``, as ``like`` is; made once per pass for each ``key``.
+
+        Task -1 stands for the shared model, whose weight is 1.
+        """
         known = (key, like.dtype)
         found = self._spread.get(known)
         if found is None:
             assert self.weights is not None
-            found = self.weights.to(like.device, like.dtype).index_select(1, tasks.to(like.device))
+            every = torch.cat([self.weights, self.weights.new_ones(self.rows, 1)], 1)
+            found = every.to(like.device, like.dtype).index_select(1, tasks % every.shape[1])
             self._spread[known] = found
         return found
 

@@ -18,6 +18,9 @@ _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 class AttentionRows(Carrier):
     """Projections with side paths, then scaled dot products as torch computes them."""
 
+    pair: ClassVar[tuple[str, str] | None] = ("in_proj_weight", "in_proj_bias")
+    matrices: ClassVar[frozenset[str]] = frozenset({"in_proj_weight", *_PROJECTIONS})
+    needs: ClassVar[frozenset[str]] = frozenset({"in_proj_weight", *_PROJECTIONS})
     carries: ClassVar[frozenset[str]] = frozenset({"in_proj_weight", "in_proj_bias", *_PROJECTIONS})
 
     def forward(  # noqa: PLR0917 - torch's own signature
@@ -68,6 +71,7 @@ class AttentionRows(Carrier):
         matrix, vector = side.matrix("in_proj_weight"), side.vector("in_proj_bias")
         at: Any = {"now": now, "where": side.where, "dim": dim}
         if fused is not None and query is key and key is value:
+            at["fold"] = side.folds.get("in_proj_weight")
             return product(query, fused, bias, matrix=matrix, vector=vector, **at).chunk(3, -1)
         out = []
         width = query.shape[-1]

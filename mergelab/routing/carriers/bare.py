@@ -80,9 +80,9 @@ class Dinov2EmbeddingsRows(Bare):
 
     def _resized(self, stack: Vector, embeddings: Tensor, height: int, width: int) -> Tensor:
         """The parts as the shared position embeddings are for this size; kept, a few sizes at most."""
-        size = (height, width)
-        kept = self._side.extra
-        if size not in kept:
+        kept, size = self._side.extra, (height, width)
+        parts = kept.get(size)
+        if parts is None:
             base: Any = self._own
             probe = object.__new__(base)
             found = []
@@ -94,10 +94,9 @@ class Dinov2EmbeddingsRows(Bare):
                     found.append(base.interpolate_pos_encoding(probe, like, height, width)[0])
                 parts = torch.stack(found)
             if len(kept) >= 4:
-                kept.pop(next(iter(kept)), None)
+                kept.clear()
             kept[size] = parts
-            return parts
-        return kept[size]
+        return parts
 
 
 class CLIPVisionEmbeddingsRows(Bare):

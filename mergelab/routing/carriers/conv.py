@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ class ConvRows(Carrier):
     Factors: a convolution with the stacked V as kernels, a scaling by the rows' weights, a 1x1 convolution with U.
     Dense parts and grouped convolutions: each row's own kernel, as groups of one convolution.
     """
+
+    matrices: ClassVar[frozenset[str]] = frozenset({"weight"})
 
     def forward(self, input: Tensor) -> Tensor:
         side = self._side

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +14,8 @@ from .stacks import Matrix
 
 class EmbeddingRows(Carrier):
     """``nn.Embedding``: ids [B, ...], or [1, ...] for ids (positions) that all rows share."""
+
+    matrices: ClassVar[frozenset[str]] = frozenset({"weight"})
 
     def forward(self, input: Tensor) -> Tensor:
         side = self._side

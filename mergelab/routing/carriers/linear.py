@@ -7,12 +7,14 @@ accumulated onto the output. Twin-Merging's sum (Lu et al. 2024, equation 5) is 
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from .active import Pass
 from .side import Carrier
-from .stacks import ROOM, Matrix, Vector
+from .stacks import ROOM, Fold, Matrix, Vector
 
 
 def product(
@@ -26,10 +28,12 @@ def product(
     where: str,
     dim: int = 0,
     flip: bool = False,
+    fold: Fold | None = None,
 ) -> Tensor:
     """x ``[..., n]`` times each row's own matrix: ``weight`` is [m, n], or [n, m] where ``flip``.
 
-    dim: the dimension of ``x`` that holds the rows. Raises :class:`CannotRoute` naming ``where`` if it does not.
+    dim: the dimension of ``x`` that holds the rows. fold: the same stacks with biases as columns.
+    Raises :class:`CannotRoute` naming ``where`` if that dimension is not the rows.
     """
     now.check(x, where, dim)
     right = weight if flip else weight.t()
@@ -37,22 +41,21 @@ def product(
     flat = x.reshape(-1, n)
     whole = (*x.shape[:-1], m)
     heavy = matrix is not None and matrix.dense is not None and _materialise(len(matrix.dense), len(flat) // now.rows)
-    if vector is None and not heavy:
+    if fold is not None:
+        out = fold.start(flat, whole[:-1], dim, now)
+    elif vector is None and not heavy:
         out = torch.addmm(bias, flat, right) if bias is not None else flat @ right
     else:
-        out = flat.new_empty(len(flat), m)
-        start = vector.rows(bias, now) if vector is not None else bias
-        if start is None:
-            out.zero_()
-        else:
-            out.view(whole).copy_(now.lift(start, x.ndim, dim) if vector is not None else start)
-        if not heavy:
-            out.addmm_(flat, right)
-    if matrix is None:
-        return out.view(whole)
-    if matrix.dense is not None:
+        out = flat.new_zeros(len(flat), m)
+        if vector is not None:
+            out.view(whole).copy_(now.lift(vector.rows(bias, now), x.ndim, dim))
+        elif bias is not None:
+            out += bias
+    if not heavy and (fold is not None or vector is not None):
+        out.addmm_(flat, right)
+    if matrix is not None and matrix.dense is not None:
         out = _dense(x, weight, matrix, now, out, dim=dim, flip=flip, heavy=heavy)
-    if matrix.a is not None:
+    if matrix is not None and matrix.a is not None and fold is None:
         inner, outer = (matrix.u, matrix.a) if flip else (matrix.a.t(), matrix.u.t())
         few = flat @ inner
         few.view(*x.shape[:-1], -1).mul_(now.lift(matrix.low_weights(now), x.ndim, dim))
@@ -95,6 +98,9 @@ def _dense(
 class LinearRows(Carrier):
     """``nn.Linear``."""
 
+    matrices: ClassVar[frozenset[str]] = frozenset({"weight"})
+    pair: ClassVar[tuple[str, str] | None] = ("weight", "bias")
+
     def forward(self, input: Tensor) -> Tensor:
         now = self._side.now()
         return super().forward(input) if now is None else own_product(self, input, now, dim=self._side.dim)
@@ -102,6 +108,10 @@ class LinearRows(Carrier):
 
 class TransposedRows(Carrier):
     """``transformers.pytorch_utils.Conv1D``: a linear layer that keeps its matrix as [in, out]."""
+
+    matrices: ClassVar[frozenset[str]] = frozenset({"weight"})
+    pair: ClassVar[tuple[str, str] | None] = ("weight", "bias")
+    flip: ClassVar[bool] = True
 
     def forward(self, x: Tensor) -> Tensor:
         now = self._side.now()
@@ -116,5 +126,5 @@ def own_product(layer: nn.Module, x: Tensor, now: Pass, *, dim: int, flip: bool 
     now.tensors |= side.all
     weight, bias = layer._parameters["weight"], layer._parameters["bias"]
     assert weight is not None
-    matrix, vector = side.matrix("weight"), side.vector("bias")
-    return product(x, weight, bias, matrix=matrix, vector=vector, now=now, where=side.where, dim=dim, flip=flip)
+    parts: Any = {"matrix": side.matrix("weight"), "vector": side.vector("bias"), "fold": side.folds.get("weight")}
+    return product(x, weight, bias, **parts, now=now, where=side.where, dim=dim, flip=flip)

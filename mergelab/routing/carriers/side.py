@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .active import CannotRoute, Pass, under_way
 from .handed import Handed
-from .stacks import Matrix, Stack, Vector
+from .stacks import Fold, Matrix, Stack, Vector
 
 
 class Side:
@@ -23,6 +23,7 @@ class Side:
     def __init__(self, owner: object, where: str, stacks: dict[str, Stack], names: dict[str, str], *, dim: int) -> None:
         self.owner, self.where, self.stacks, self.names, self.dim = owner, where, stacks, names, dim
         self.all = frozenset(names.values())
+        self.folds: dict[str, Fold] = {}
         self.extra: dict[Any, Any] = {}
 
     def now(self) -> Pass | None:
@@ -34,11 +35,13 @@ class Side:
 
     def matrix(self, key: str) -> Matrix | None:
         found = self.stacks.get(key)
-        return found if isinstance(found, Matrix) else None
+        assert found is None or isinstance(found, Matrix)  # as the class's ``matrices`` says
+        return found
 
     def vector(self, key: str) -> Vector | None:
         found = self.stacks.get(key)
-        return found if isinstance(found, Vector) else None
+        assert found is None or isinstance(found, Vector)
+        return found
 
 
 class Carrier(nn.Module):
@@ -50,11 +53,19 @@ class Carrier(nn.Module):
     hands: ClassVar[dict[str, Callable[[Any, Tensor, Pass], Any]]] = {}
     #: Own tensors that the class deals with; others are refused when they are read.
     carries: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
+    #: Own tensors (which may be None) without which the class's forward is not the one that is known.
+    needs: ClassVar[frozenset[str]] = frozenset({"weight"})
+    #: Own tensors that are kept as factors where their parts are; others are kept whole.
+    matrices: ClassVar[frozenset[str]] = frozenset()
+    #: A matrix and the vector that is added to its product, and whether the matrix is kept as [in, out].
+    pair: ClassVar[tuple[str, str] | None] = None
+    flip: ClassVar[bool] = False
 
 
 class Bare(Carrier):
     """Mixed into a module whose forward is left as it is, and which reads its own tensors."""
 
+    needs: ClassVar[frozenset[str]] = frozenset()
     carries: ClassVar[frozenset[str]] = frozenset()
 
 
@@ -69,6 +80,11 @@ def dress(module: nn.Module, kind: type[Carrier], side: Side) -> None:
     except TypeError:
         raise CannotRoute(side.where, f"a {own.__name__} cannot be given another forward") from None
     object.__setattr__(module, "_side", side)
+    matrix = side.matrix(kind.pair[0]) if kind.pair is not None else None
+    if kind.pair is not None and matrix is not None and matrix.a is not None and not matrix.folded:
+        matrix.folded = True  # a tied matrix is folded for one of its layers
+        bias = module._parameters[kind.pair[1]]
+        side.folds[kind.pair[0]] = Fold(matrix, side.vector(kind.pair[1]), bias, flip=kind.flip)
 
 
 def _read(key: str, hand: Callable[[Any, Tensor, Pass], Any] | None) -> property:

@@ -32,6 +32,7 @@ class Matrix:
         self.key = tuple((t, p.rank) for t, p in low)
         self.tasks = torch.tensor([t for t, p in low for _ in range(p.rank)], dtype=torch.long, device=like.device)
         self.a: Tensor | None = None
+        self.folded = False
         if low:
             rank = len(self.tasks)
             self.a, self.u = torch.empty(rank, n, **kept), torch.empty(m, rank, **kept)
@@ -134,6 +135,51 @@ class Vector:
     @property
     def tensors(self) -> list[Tensor]:
         return [self.values]
+
+
+class Fold:
+    """A layer's stacked factors with its biases' parts and its bias as further columns.
+
+    outer ``[K, m]``, K = R + (number of bias parts) + (1 if there is a bias): times the scaled columns ``[N, K]`` it
+    starts the layer's output in one product, where the plain layer would write its bias. The stacks become its views.
+    """
+
+    def __init__(self, matrix: Matrix, vector: Vector | None, bias: Tensor | None, *, flip: bool) -> None:
+        assert matrix.a is not None
+        self.matrix = matrix
+        self.rank = len(matrix.tasks)
+        columns, tasks = [matrix.a if flip else matrix.u.t()], [matrix.tasks]
+        if vector is not None:
+            columns.append(vector.values)
+            tasks.append(vector.tasks)
+        if bias is not None:
+            columns.append(bias.detach()[None])
+            tasks.append(matrix.tasks.new_tensor([-1]))
+        if flip:
+            self.outer = torch.cat(columns)
+            matrix.a = self.outer[: self.rank]
+        else:
+            whole = torch.cat([c.t() for c in columns], 1)
+            matrix.u, self.outer = whole[:, : self.rank], whole.t()
+        if vector is not None:
+            vector.values = self.outer[self.rank : self.rank + len(vector.tasks)]
+        self.tasks = torch.cat(tasks)
+        self.key = ("fold", tuple(self.tasks.tolist()))
+        self.inner = matrix.u if flip else matrix.a.t()
+
+    def start(self, flat: Tensor, whole: tuple[int, ...], dim: int, now: Pass) -> Tensor:
+        """The output ``[N, m]`` without the shared matrix's share, for inputs ``[N, n]`` of the shape ``whole``."""
+        lead, ndim, rank = now.of(self.tasks, self.key, flat), len(whole) + 1, self.rank
+        if torch.is_grad_enabled():
+            rest = now.lift(lead[:, rank:], ndim, dim).expand(*whole, -1)
+            few = (flat @ self.inner).view(*whole, rank) * now.lift(lead[:, :rank], ndim, dim)
+            return torch.cat([few, rest], -1).view(len(flat), -1) @ self.outer
+        columns = flat.new_empty(len(flat), len(self.outer))
+        torch.mm(flat, self.inner, out=columns[:, :rank])
+        shaped = columns.view(*whole, -1)
+        shaped[..., :rank] *= now.lift(lead[:, :rank], ndim, dim)
+        shaped[..., rank:] = now.lift(lead[:, rank:], ndim, dim)
+        return columns @ self.outer
 
 
 Stack = Matrix | Vector
