@@ -104,7 +104,8 @@ class RowModule:
     def weights(self, weights: Tensor) -> Entered:
         """Context in which row i of every batch has the mixture ``weights[i]``; ``weights`` is [B, T].
 
-        Gives the :class:`Pass`, whose ``tensors`` are the names of the tensors whose parts took part.
+        Weights [1, T] hold for every row of a batch of any size. Gives the :class:`Pass`, whose ``tensors`` are the
+        names of the tensors whose parts took part.
         """
         return Entered(self, Pass(checked(weights, self.tasks)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from row_models import KINDS, by_row, far, jittered, mixtures, parts_for
+from row_models import KINDS, by_row, far, jittered, merged, mixtures, parts_for
 from torch import Tensor, nn
 
 from mergelab.routing.rows import RowModule
@@ -136,6 +136,9 @@ def test_every_row_is_its_merged_model(name: str, kinds: tuple[str, ...]) -> Non
     assert far(plain, want) > 0.05  # the parts do matter
     assert far(got, want) < 2e-5
     assert far(got[2], plain[2]) < 2e-5  # the row of zeros is the shared model
+    with torch.inference_mode():  # one row of weights holds for a whole batch
+        single = rows(w[3:4], lambda m: call(m, every))
+        assert far(single, call(merged(module, parts, w[3]), every)) < 2e-5
     assert torch.equal(outside, plain) and torch.equal(after, plain)
     assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
 
