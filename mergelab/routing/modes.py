@@ -202,8 +202,8 @@ class Runner:
         """Features of uint8 pictures ``[N, H, W]`` or ``[N, H, W, 3]``, each under its own mixture.
 
         ``weights`` ``[T]`` or ``[N, T]`` are used as they are; without them the router and the gate decide. ``mode``
-        is ``auto`` or one of :data:`MODES`; equal weights give equal features in every mode. ``grouping``: how ``group``
-        clusters this very set, or centroids that were fitted before, for inputs that come one after the other.
+        is ``auto`` or one of :data:`MODES`; equal weights give equal features in every mode. ``grouping``: how
+        ``group`` clusters this very set, or centroids that were fitted before, for inputs that come one by one.
 
         Raises RoutingError for weights that do not fit or are not finite, a mode that is unknown or cannot serve.
         """
