@@ -50,8 +50,8 @@ def build(page: Page, selection: dict[str, Any]) -> None:
             if not isinstance(per_task, int) or isinstance(per_task, bool) or not 0 <= per_task <= 10_000:
                 raise MergeLabError(f"per_task must be a whole number from 0 to 10000, not {per_task!r}.")
             method = page.methods[parsed.merge_method]
-            chosen = _selection(parsed, selection)
-            result = _run(
+            chosen = selection_for(parsed, selection)
+            result = run(
                 page,
                 lambda progress, stop: result_of(
                     page.lab,
@@ -83,9 +83,9 @@ def build(page: Page, selection: dict[str, Any]) -> None:
             parsed = _recipe(page, recipe)
             picture: dict[str, Any] = {"task": task, "place": max(0, int(sample))}
             if image:
-                picture = {"task": task, "pixels": page.lab.picture(_decode(image))[0]}
-            chosen = _selection(parsed, selection)
-            found = _run(
+                picture = {"task": task, "pixels": page.lab.picture(decode(image))[0]}
+            chosen = selection_for(parsed, selection)
+            found = run(
                 page, lambda progress, stop: predict_picture(page.lab, chosen, parsed, picture, progress, stop)
             )
             if found is None:
@@ -98,7 +98,7 @@ def build(page: Page, selection: dict[str, Any]) -> None:
     def geometry() -> dict:
         """Cosines, norms and sign-conflict rates of the zoo's task vectors."""
         with spoken():
-            return _run(page, lambda progress, stop: page.lab.geometry(selection, progress, stop))
+            return run(page, lambda progress, stop: page.lab.geometry(selection, progress, stop))
 
     quick: dict[str, Any] = {"concurrency_id": "cheap", "concurrency_limit": 16}
     _register(methods, quick)
@@ -121,7 +121,7 @@ def _recipe(page: Page, text: str) -> Recipe:
     return recipe
 
 
-def _selection(recipe: Recipe, zoo: dict[str, Any]) -> dict[str, Any]:
+def selection_for(recipe: Recipe, zoo: dict[str, Any]) -> dict[str, Any]:
     """The zoo's bench when the recipe stays within the zoo, else one of its own."""
     inside = all(entry.model in zoo["experts"].values() for entry in recipe.models)
     if inside and recipe.base_model in (None, zoo["base"]) and recipe.suite in (None, zoo.get("zoo")):
@@ -129,14 +129,16 @@ def _selection(recipe: Recipe, zoo: dict[str, Any]) -> dict[str, Any]:
     return drafts.selection_of(recipe)
 
 
-def _run(page: Page, work: Any) -> Any:
+def run(page: Page, work: Any) -> Any:
+    """Run ``work(progress, stop)`` as a job to its end and give its value."""
     for item in page.jobs.run(f"api-{uuid.uuid4()}", work):
         if isinstance(item, Done):
             return item.value
     raise MergeLabError("The work ended without a result.")
 
 
-def _decode(text: str) -> bytes:
+def decode(text: str) -> bytes:
+    """The bytes of a picture in base64, or an error in words."""
     data = text.partition(",")[2] if text.startswith("data:") else text
     if len(data) > _MOST_PICTURE_BYTES * 4 / 3:
         raise MergeLabError("The picture is larger than 5 MB.")

@@ -8,12 +8,12 @@ import gradio as gr
 
 from . import pictures, router_events, router_pictures, router_work, views
 from .page import Page
-from .router_views import HEADS, MODES
+from .router_views import HEADS, INTRO, MODES
 
 _LEAD = (
-    '<p class="ml-lead">A routed model keeps one shared model, a small exclusive part of every expert, and a router that '
-    "looks at each picture and mixes the parts for it (Twin-Merging). Press Build to make one from the recipe on the "
-    "Merge tab; then see where the router sends what, and what every rank costs.</p>"
+    '<p class="ml-lead">A routed model keeps one shared model, a small exclusive part of every expert, and a router '
+    "that looks at each picture and mixes the parts for it (Twin-Merging). Press Build to make one from the recipe on "
+    "the Merge tab; then see where the router sends what, and what every rank costs.</p>"
 )
 _POLICIES = [("a rank", "rank"), ("a share of the rank", "rank_ratio"), ("a share of the energy", "energy")]
 
@@ -29,6 +29,7 @@ def build(page: Page, first: dict[str, Any], results: dict[str, Any]) -> None:
         with gr.Column(scale=15, min_width=320, elem_id="router-view"):
             out["status"] = gr.HTML(views.status("Nothing is built yet."), elem_id="router-status")
             out["badges"] = gr.HTML("", elem_id="router-badges")
+            out["intro"] = gr.HTML(INTRO, elem_id="router-intro")
             with gr.Column(visible=False, elem_id="router-after") as out["after"]:
                 _after(page, first, out)
     router_events.wire(page, out, results)
@@ -65,7 +66,7 @@ def _panel(page: Page, first: dict[str, Any], out: dict[str, Any]) -> None:
             elem_id="router-temperature",
         )  # fmt: skip
         out["top_k"] = gr.Slider(
-            0, page.settings.max_models, value=0, step=1, label="Top-k", info="Keep the k largest weights; 0 keeps all.",
+            0, page.settings.max_models, value=0, step=1, label="Top-k", info="Keep the k largest; 0 keeps all.",
             elem_id="router-top-k",
         )  # fmt: skip
         out["threshold"] = gr.Slider(
@@ -89,7 +90,7 @@ def _after(page: Page, first: dict[str, Any], out: dict[str, Any]) -> None:
             filterable=False, min_width=220,
         )  # fmt: skip
     out["sentence"] = gr.Markdown("", elem_id="router-sentence")
-    with gr.Tabs(elem_id="router-tabs"):
+    with gr.Tabs(elem_id="router-tabs", overflow_behavior="wrap"):
         with gr.Tab("Routing", id="routing", elem_id="router-tab-routing"):
             _routing(out)
         with gr.Tab("Rank", id="rank", elem_id="router-tab-rank") as out["rank_tab"]:
@@ -115,12 +116,12 @@ def _routing(out: dict[str, Any]) -> None:
             gr.HTML(views.heading("Mean router weight, tasks by experts"))
             out["weights"] = _figure("Mean router weight, tasks by experts", "router-weights")
             out["weights_text"] = gr.Markdown("", elem_id="router-weights-sentence")
-            out["weights_table"] = gr.HTML("", elem_id="router-weights-table")
         with gr.Column(min_width=320):
             gr.HTML(views.heading("Router’s first choice, share of pictures"))
             out["confusion"] = _figure("Router's first choice, share of pictures", "router-confusion")
             out["confusion_text"] = gr.Markdown("", elem_id="router-confusion-sentence")
-            out["confusion_table"] = gr.HTML("", elem_id="router-confusion-table")
+    out["weights_table"] = gr.HTML("", elem_id="router-weights-table")
+    out["confusion_table"] = gr.HTML("", elem_id="router-confusion-table")
     out["split"] = gr.Markdown("", elem_id="router-split")
 
 
@@ -176,7 +177,7 @@ def _picture(page: Page, first: dict[str, Any], out: dict[str, Any]) -> None:
 
 def _batch(out: dict[str, Any]) -> None:
     with gr.Row(equal_height=False):
-        out["per_bin"] = gr.Slider(1, 6, value=1, step=1, label="Groups in each bin (inputs with the same first choice)",
+        out["per_bin"] = gr.Slider(1, 6, value=1, step=1, label="Groups in each bin (one first choice)",
                                    elem_id="router-per-bin", min_width=240)  # fmt: skip
         out["another"] = gr.Button("Another batch", size="sm", elem_id="router-another", min_width=140, scale=0)
     out["batch_status"] = gr.HTML("", elem_id="router-batch-status")

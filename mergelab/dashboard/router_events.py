@@ -77,15 +77,15 @@ def _wire_panel(page: Page, out: dict[str, Any]) -> None:
         try:
             twin = router_work.twin_of(page.recipe(draft, selection), _options(values))
             cost = router_views.cost_line(page.lab.routed(selection).estimate(router_work.parsed(twin)))
-        except MergeLabError as error:
-            cost = views.note(str(error), "error")
+        except Exception as error:
+            cost = views.note(sentence(error), "error")
         return shared_words(page, draft, selection), cost
 
     def choose(name: str) -> Any:
         values = router_work.preset_options(name)
         sizes = [gr.update(value=values[p], visible=p == values["policy"]) for p in router_work.POLICIES]
         shown = gr.update(info=values["text"])
-        return [shown, values["policy"], *sizes, *(values[n] for n in _OPTIONS[5:])]
+        return [shown, values["policy"], *sizes, *(values[n] for n in _OPTIONS[5:]), values["head"]]
 
     def show(policy: str) -> Any:
         return [gr.update(visible=p == policy) for p in router_work.POLICIES]
@@ -94,7 +94,7 @@ def _wire_panel(page: Page, out: dict[str, Any]) -> None:
     source = [page.draft, page.selection, *fields]
     page.first_visit.append([(describe, source, told)])
     page.draft.change(describe, source, told, trigger_mode="always_last", **CHEAP, **PRIVATE)
-    out["preset"].input(choose, out["preset"], fields, **CHEAP, **PRIVATE).then(
+    out["preset"].input(choose, out["preset"], [*fields, out["head"]], **CHEAP, **PRIVATE).then(
         describe, source, told, **CHEAP, **PRIVATE
     )
     out["policy"].input(show, out["policy"], [out[p] for p in router_work.POLICIES], **CHEAP, **PRIVATE).then(
@@ -117,28 +117,29 @@ def _wire_build(page: Page, out: dict[str, Any]) -> None:
             recipe = _recipe(page, draft, selection)
             words = label(recipe, page.methods[recipe.merge_method], len(selection["experts"]))
         except Exception as error:
-            yield [views.status(sentence(error), "error"), *views.skip(4)]
+            yield [views.status(sentence(error), "error"), *views.skip(5)]
             return
 
         def work(progress: Any, stop: Any) -> Any:
-            built = router_work.build(page.lab, selection, recipe, options, words, progress, stop)
-            found = router_work.measure(page.lab, built, head, mode, page.settings.per_task, progress, stop)
+            built = router_work.build(page.lab, selection, recipe, options, words, progress=progress, stop=stop)
+            few = page.settings.per_task
+            found = router_work.measure(page.lab, built, head, mode, few, progress=progress, stop=stop)
             return built, found
 
-        for moving, done in run(page, request, work, 4, "Building:"):
+        for moving, done in run(page, request, work, 5, "Building:"):
             if done is None:
                 yield moving
                 continue
             built, found = done.value
             yield [router_views.built_line(built), router_views.badges(built, found["evaluation"]), built, found,
-                   gr.update(visible=True)]  # fmt: skip
+                   gr.update(visible=True), ""]  # fmt: skip
 
     def stop(request: gr.Request) -> Any:
         return gr.skip() if page.jobs.stop(session_of(request)) else views.status("Nothing is running.")
 
     out["build"].click(
         make, [page.draft, page.selection, out["head"], out["mode"], *fields],
-        [out["status"], out["badges"], out["built"], out["found"], out["after"]], **_HIDDEN,
+        [out["status"], out["badges"], out["built"], out["found"], out["after"], out["intro"]], **_HIDDEN,
     )  # fmt: skip
     out["stop"].click(stop, None, out["status"], queue=False, show_progress="hidden", **PRIVATE)
 
@@ -153,7 +154,7 @@ def _wire_measured(page: Page, out: dict[str, Any], results: dict[str, Any]) -> 
             return
 
         def work(progress: Any, stop: Any) -> Any:
-            return router_work.measure(page.lab, built, head, mode, per_task, progress, stop)
+            return router_work.measure(page.lab, built, head, mode, per_task, progress=progress, stop=stop)
 
         for moving, done in run(page, request, work, 2, "Measuring:"):
             if done is None:

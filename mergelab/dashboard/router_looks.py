@@ -14,12 +14,17 @@ from .router_views import HEADS, head_badge
 _ROLES = {"shared": "kept", "routed": "merged", "by hand": "kept"}
 
 
-def weight_plot(found: Mapping[str, Any] | None) -> Any:
+def weight_plot(found: Mapping[str, Any] | None, titles: Mapping[str, str]) -> Any:
     """The router's weights, and those set by hand where there are any."""
     if not found:
         return None
     rows = [
-        {"series": "router" if who == "routed" else who, "role": _ROLES[who], "task": task, "weight": weight}
+        {
+            "series": "router" if who == "routed" else who,
+            "role": _ROLES[who],
+            "task": titles.get(task, task),
+            "weight": weight,
+        }
         for who in ("routed", "by hand")
         if who in found["weights"]
         for task, weight in zip(found["names"], found["weights"][who], strict=True)
@@ -115,9 +120,11 @@ def batch_view(found: Mapping[str, Any] | None, titles: Mapping[str, str]) -> li
         top = sorted(range(len(names)), key=lambda i: -weights[i])[:2]
         said = ", ".join(f"{titles.get(names[i], names[i])} {weights[i]:.2f}" for i in top if weights[i] >= 0.005)
         cards = "".join(_thumb(item, titles) for item in mine)
+        count = f"{len(mine)} picture{'s' if len(mine) > 1 else ''}"
         blocks.append(
-            f'<section class="ml-group"><h4>Group {group + 1}: {len(mine)} pictures <small>{html.escape(said or "shared model alone")}'
-            f'</small></h4><div class="ml-thumbs">{cards}</div></section>'
+            f'<section class="ml-group"><h4>Group {group + 1}: {count} '
+            f"<small>{html.escape(said or 'shared model alone')}</small></h4>"
+            f'<div class="ml-thumbs">{cards}</div></section>'
         )
     body = [
         [

@@ -59,7 +59,7 @@ def _wire_look(page: Page, out: dict[str, Any]) -> None:
             return
         hand = hand if hand and hand["of"] == built["hash"] else None
 
-        def work(progress: Any, stop: Any) -> Any:
+        def work(_progress: Any, _stop: Any) -> Any:
             return router_work.look(page.lab, built, picture, head, hand)
 
         for moving, done in run(page, request, work, 1):
@@ -68,8 +68,9 @@ def _wire_look(page: Page, out: dict[str, Any]) -> None:
     def show(found: Any, built: Any) -> list[Any]:
         titles = page.titles(built["selection"]) if built else {}
         return [
-            router_looks.card(found, titles), router_looks.sentence(found, titles), router_looks.weight_plot(found),
-            router_looks.class_plot(found), router_looks.weight_table(found, titles),
+            router_looks.card(found, titles), router_looks.sentence(found, titles),
+            router_looks.weight_plot(found, titles), router_looks.class_plot(found),
+            router_looks.weight_table(found, titles),
         ]  # fmt: skip
 
     inputs, outputs = [out["built"], page.picture, out["head"], out["hand"]], [out["look_status"], out["looked"]]
@@ -89,7 +90,7 @@ def _wire_hands(page: Page, out: dict[str, Any]) -> None:
         hand = {"of": built["hash"], "weights": weights, "normalise": bool(normalise)}
         return hand, _NORMAL if normalise else _HAND
 
-    def divided(built: Any, hand: Any, normalise: bool) -> Any:
+    def divided(hand: Any, normalise: bool) -> Any:
         return ({**hand, "normalise": bool(normalise)}, _NORMAL if normalise else _HAND) if hand else (gr.skip(), HINT)
 
     def to_router(found: Any) -> Any:
@@ -121,7 +122,7 @@ def _wire_hands(page: Page, out: dict[str, Any]) -> None:
         slider.release(
             released, [out["built"], out["normalise"], *sliders], hand, trigger_mode="always_last", **CHEAP, **PRIVATE
         )
-    out["normalise"].input(divided, [out["built"], out["hand"], out["normalise"]], hand, **CHEAP, **PRIVATE)
+    out["normalise"].input(divided, [out["hand"], out["normalise"]], hand, **CHEAP, **PRIVATE)
     out["router_back"].click(to_router, out["looked"], [*hand, *sliders], **CHEAP, **PRIVATE)
     out["zero"].click(to_zero, [out["built"], out["normalise"]], [*hand, *sliders], **CHEAP, **PRIVATE)
     out["looked"].change(follow, out["looked"], sliders, **CHEAP, **PRIVATE)
@@ -134,7 +135,7 @@ def _wire_batch(page: Page, out: dict[str, Any]) -> None:
             yield views.skip(4)
             return
 
-        def work(progress: Any, stop: Any) -> Any:
+        def work(progress: Any, _stop: Any) -> Any:
             progress(0, 0, "routing a mixed batch")
             return router_work.batch(page.lab, built, head, seed, int(per_bin))
 

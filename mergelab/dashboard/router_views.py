@@ -57,11 +57,12 @@ def badges(built: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> 
 def built_line(built: Mapping[str, Any]) -> str:
     """What was built, in one line."""
     summary, size = built["summary"], built["summary"]["bytes"]
+    when = f"Built in {built['seconds']:.0f} s" if built["seconds"] >= 1 else "Built before"
     text = (
-        f"Built in {built['seconds']:.0f} s: {len(summary['names'])} experts, {built['size']}, router "
-        f"{summary['router'] or 'none'}; {megabytes(size['total'])} in all, of which shared {megabytes(size['shared'])}, "
-        f"exclusive parts {megabytes(size['exclusive'])}, router {megabytes(size['router'])}, heads "
-        f"{megabytes(size['heads'])}."
+        f"{when}: {len(summary['names'])} experts, {built['size']}, router "
+        f"{summary['router'] or 'none'}; {megabytes(size['total'])} in all, of which shared "
+        f"{megabytes(size['shared'])}, exclusive parts {megabytes(size['exclusive'])}, router "
+        f"{megabytes(size['router'])}, heads {megabytes(size['heads'])}."
     )
     return views.status(text)
 
@@ -80,7 +81,7 @@ def shares(found: Mapping[str, Any] | None, what: str, titles: Mapping[str, str]
     experts, by_task = found["experts"], found["router"][what]
     tasks = [task for task in titles if task in by_task] + [task for task in by_task if task not in titles]
     matrix = [[by_task[task][expert] for expert in experts] for task in tasks]
-    rows = [titles.get(task, task) for task in tasks]
+    rows, said = ([titles.get(name, name) for name in names] for names in (tasks, experts))
     say = figures.describe_weights if what == "weights" else figures.describe_confusion
     text = say(tasks, experts, matrix, rows)
     words = {
@@ -95,11 +96,11 @@ def shares(found: Mapping[str, Any] | None, what: str, titles: Mapping[str, str]
         body.append([html.escape(title) + unseen, *cells])
         if what == "weights":
             body[-1].append(f"{found['router']['entropy'][task]:.2f}")
-    head = ["Task", *map(html.escape, experts), *(["Entropy"] if what == "weights" else [])]
+    head = ["Task", *map(html.escape, said), *(["Entropy"] if what == "weights" else [])]
     lines = [[task, *row] for task, row in zip(tasks, matrix, strict=True)]
     file = views.link("Numbers as CSV", views.to_csv(["task", *experts], lines), f"mergelab-{name}.csv")
     table = views.table(head, body, f"{caption}: tasks by experts") + f'<p class="ml-files">{file}</p>'
-    figure = figures.share_heatmap(rows, experts, matrix)
+    figure = figures.share_heatmap(rows, said, matrix)
     return [views.plot(figure, name), text, table]
 
 
@@ -254,12 +255,12 @@ def latency_view(found: Mapping[str, Any] | None) -> list[Any]:
                 else f"{1000 * value / size:.1f}"
             )
         body.append([html.escape(mode), *cells])
-    left = sorted({f"{key.split('/')[0]}: {why}" for key, why in found["why"].items()})
+    left = [f"{key.replace('/', ', ')} at once: {why}" for key, why in found["why"].items()]
     head = ["ms a picture, at once:", *map(str, sizes)]
     caption = f"Measured here, now: the median of up to {found['repeats']} runs, router included"
     lines = [[mode, *values] for mode, values in rows.items()]
     file = views.link("Seconds a batch as CSV", views.to_csv(["mode", *sizes], lines), "mergelab-latency.csv")
-    note = "".join(views.note(f"Not timed: {text}") for text in left[:4])
+    note = views.note("Left out. " + "; ".join(left) + ".") if left else ""
     table = views.table(head, body, caption) + f'<p class="ml-files">{file}</p>' + note
     return [views.plot(figure, "latency"), figures.describe_latency(sizes, rows), table]
 
@@ -280,3 +281,12 @@ def _time(seconds: float) -> str:
 def fit(names: Sequence[str], values: Sequence[float], most: int) -> list[float]:
     """``values`` for exactly ``most`` sliders."""
     return [values[i] if i < len(names) else 0.0 for i in range(most)]
+
+
+INTRO = """<ul class="ml-list ml-intro">
+<li><b>Routing:</b> which expert each task is sent to, how often the router is wrong, and what the answers are worth
+beside the static merge.</li>
+<li><b>Rank:</b> how little of each expert is enough; accuracy and bytes move together.</li>
+<li><b>One picture:</b> the router’s weights beside the prediction; set them by hand and watch it change.</li>
+<li><b>Mixed batch, storage and time:</b> groups, bytes beside other ways, and seconds measured on this machine.</li>
+</ul>"""

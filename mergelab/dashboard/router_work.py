@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import MergeLabError
 from ..recipe import Recipe
 from . import views, work
 from .lab import Lab
@@ -63,20 +64,36 @@ def size_words(twin: Mapping[str, Any]) -> str:
 
 
 def build(
-    lab: Lab, selection: Mapping[str, Any], recipe: Recipe, options: Options, shared: str, progress: Any, stop: Any
-) -> dict[str, Any]:  # noqa: PLR0917
+    lab: Lab, selection: Mapping[str, Any], recipe: Recipe, options: Options, shared: str, *, progress: Any, stop: Any
+) -> dict[str, Any]:
+    """:func:`make` from the Build panel's values; ``shared`` is the shared model in words."""
+    twin = twin_of(recipe, options)
+    return {**make(lab, selection, twin, progress=progress, stop=stop), "shared": shared}
+
+
+def make(
+    lab: Lab, selection: Mapping[str, Any], twin: dict[str, Any], *, progress: Any = None, stop: Any = None
+) -> dict[str, Any]:
     """Build and describe; the model itself stays on the bench."""
     started = time.perf_counter()
-    twin = twin_of(recipe, options)
     bench, routed = lab.routed(selection), parsed(twin)
     bench.build(routed, progress=progress, stop=stop)
     summary = bench.summary(routed)
     notes = summary.pop("router_notes", {})
     return {
-        "twin": twin, "selection": dict(selection), "hash": summary["hash"], "size": size_words(twin), "shared": shared,
+        "twin": twin, "selection": dict(selection), "hash": summary["hash"], "size": size_words(twin),
         "label": f"Twin-Merging, {size_words(twin)}", "summary": summary, "seconds": time.perf_counter() - started,
         "notes": {k: v for k, v in notes.items() if isinstance(v, (str, int, float))},
     }  # fmt: skip
+
+
+def read(text: str) -> Any:
+    """A routed recipe that a program sent as YAML or JSON text."""
+    from ..routing.recipe import TwinRecipe
+
+    if not isinstance(text, str):
+        raise MergeLabError("Give the recipe as YAML or JSON text.")
+    return TwinRecipe.from_json(text) if text.lstrip().startswith("{") else TwinRecipe.from_yaml(text)
 
 
 def parsed(twin: Mapping[str, Any]) -> Any:
@@ -87,8 +104,9 @@ def parsed(twin: Mapping[str, Any]) -> Any:
 
 
 def measure(
-    lab: Lab, built: Mapping[str, Any], head: str, mode: str, per_task: int | None, progress: Any, stop: Any
-) -> views.Result:  # noqa: PLR0917
+    lab: Lab, built: Mapping[str, Any], head: str, mode: str, per_task: int | None, *,
+    progress: Any = None, stop: Any = None,
+) -> views.Result:  # fmt: skip
     """A result like any other, with the router's tables in its evaluation and the static merge beside it."""
     selection, twin = built["selection"], parsed(built["twin"])
     bench, weights = lab.open(selection), "uniform" if mode == "static" else None

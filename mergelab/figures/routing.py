@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,7 +109,9 @@ def rank_curve(
         },
         bargap=0.35,
     )  # fmt: skip
-    figure.update_xaxes(tickvals=x, ticktext=list(ranks), showgrid=False, anchor="y2", title={"text": "rank"})
+    figure.update_xaxes(
+        tickvals=x, ticktext=list(ranks), showgrid=False, zeroline=False, anchor="y2", title={"text": "rank"}
+    )
     return finish(figure, height=height, margin={"b": 96, "l": 56}).update_layout(legend={"y": -0.2})
 
 
@@ -134,11 +137,24 @@ def count_lines(
                 hovertemplate="%{customdata}: %{y:.4g}<extra>" + name + "</extra>",
             )
         )  # fmt: skip
-    figure.update_xaxes(tickvals=list(range(len(places))), ticktext=list(places), showgrid=False, title={"text": below})
-    figure.update_yaxes(title={"text": axis}, **({"type": "log"} if logarithmic else {"rangemode": "tozero"}))
-    rows = -(-len(series) // 2)  # entries of the legend that fit beside each other on a phone
-    figure = finish(figure, height=height + 18 * rows, margin={"b": 60 + 22 * rows, "l": 56})
-    return figure.update_layout(legend={"y": -0.2})
+    figure.update_xaxes(
+        tickvals=list(range(len(places))), ticktext=list(places), showgrid=False, zeroline=False, title={"text": below}
+    )
+    drawn = [value for line in series.values() for value in line if value is not None and value > 0]
+    if logarithmic and drawn:
+        figure.update_yaxes(type="log", tickvals=_decades(min(drawn), max(drawn)))
+    else:
+        figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title={"text": axis})
+    rows = len(series) if max(map(len, series)) > 14 else -(-len(series) // 3)  # of the legend, on a phone
+    figure = finish(figure, height=height + 20 * rows, margin={"b": 72 + 20 * rows, "l": 56})
+    return figure.update_layout(legend={"y": -60 / (height - 100)})
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten that hold ``low`` to ``high``."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return [step * 10.0**power for power in range(first, last + 1) for step in (1, 2, 5)]
 
 
 #: Looks of what a routed model is compared with.

@@ -44,7 +44,8 @@ def describe_rank(ranks: Sequence[str], accuracy: Sequence[float], megabytes: Se
         return ""
     best = accuracy[-1]
     kept = f", {accuracy[chosen] / best:.0%} of what nothing left out gives" if best else ""
-    text = f"At rank {ranks[chosen]} the model is right on {accuracy[chosen]:.1%}{kept}, and takes {megabytes[chosen]:.1f} MB"
+    text = f"At rank {ranks[chosen]} the model is right on {accuracy[chosen]:.1%}{kept}, and takes "
+    text += f"{megabytes[chosen]:.1f} MB"
     saved = megabytes[-1] / megabytes[chosen] if megabytes[chosen] else 1.0
     return text + (f", {saved:.1f} times less." if saved > 1.05 else ".")
 
@@ -66,14 +67,17 @@ def describe_latency(sizes: Sequence[int], rows: Mapping[str, Sequence[float | N
     """The quickest mode that routes at the largest batch, against one plain pass."""
     if not sizes:
         return "Nothing has been measured yet."
-    plain = rows.get("plain", [None])[-1]
-    found = {m: v[-1] for m, v in rows.items() if m not in ("plain", "static") and v and v[-1] is not None}
-    if not found or not plain:
-        return "No mode that routes could be timed at the largest batch."
+    for place in reversed(range(len(sizes))):
+        found = {m: v[place] for m, v in rows.items() if m not in ("plain", "static") and v[place] is not None}
+        plain = rows.get("plain", [None] * len(sizes))[place]
+        if plain and (len(found) > 1 or (found and place == 0)):
+            break
+    else:
+        return "No mode that routes could be timed."
     best = min(found, key=lambda m: float(found[m] or 0))
-    seconds = float(found[best] or 0)
-    text = f"With {sizes[-1]} pictures at once {best} is quickest: {1000 * seconds / sizes[-1]:.1f} ms a picture"
-    return text + f", {seconds / plain:.1f} times one plain pass of the shared model."
+    seconds, size = float(found[best] or 0), sizes[place]
+    text = f"With {size} picture{'s' if size > 1 else ''} at once {best} is quickest: {1000 * seconds / size:.1f} ms "
+    return text + f"a picture, {seconds / plain:.1f} times one plain pass of the shared model."
 
 
 def describe_batch(items: Sequence[Mapping[str, Any]]) -> str:
@@ -83,6 +87,6 @@ def describe_batch(items: Sequence[Mapping[str, Any]]) -> str:
     routed = sum(item["chosen"] == item["task"] for item in items)
     right, groups = sum(bool(item["right"]) for item in items), len({item["group"] for item in items})
     return (
-        f"{routed} of {len(items)} pictures are led to their own expert and {right} are read rightly; in the mode group "
-        f"they need {groups} merges in place of {len(items)}."
+        f"{routed} of {len(items)} pictures are led to their own expert and {right} are read rightly; in the mode "
+        f"group they need {groups} merges in place of {len(items)}."
     )

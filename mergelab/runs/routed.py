@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoints import load
+from ..checkpoints import TensorInfo, load
 from ..errors import RoutingError, TaskError
 from ..progress import Progress, Stop
 from ..routing.evaluate import evaluate_routed
@@ -31,6 +31,8 @@ _KEPT_BYTES = 512 * 2**20
 #: Pictures a task on which the rank curve is measured.
 _CURVE_ITEMS = 20
 _MOST_BATCH = 64
+#: Held-out pictures that a task of a zoo usually has.
+_USUAL_PICTURES = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,7 @@ class RoutedBench:
         self.bench = bench
         self._built: ByteCache[Built] = ByteCache(_KEPT_BYTES, lambda b: b.routed.bytes()["total"])
         self._found: dict[tuple[Any, ...], Any] = {}
-        self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        self._infos: dict[str, dict[str, TensorInfo]] = {}
         self._building = threading.Lock()
 
     # ---- building ---------------------------------------------------------------------------------------------------
@@ -125,10 +127,11 @@ class RoutedBench:
         key = ("curve", recipe.hash, tuple(ranks), per_task)
         if key not in self._found:
             built = self._get(recipe, progress, stop)
-            experts = {name: self.bench._checkpoint(self.bench.experts[name]) for name in built.routed.names}
+            experts = {name: self.bench._checkpoint(entry.model) for name, entry in recipe.experts.items()}
+            items = routed_items.gather(self._suite, built.routed.names, per_task)
             self._found[key] = routed_curve.curve(
-                built.routed, built.runner.model, experts, routed_items.gather(self._suite, built.routed.names, per_task),
-                recipe.exclusive, ranks, progress=progress, stop=stop,
+                built.runner.model, built.routed, experts, items, settings=recipe.exclusive, ranks=ranks,
+                progress=progress, stop=stop,
             )  # fmt: skip
         return self._found[key]
 
@@ -213,18 +216,16 @@ class RoutedBench:
     def estimate(self, recipe: TwinRecipe) -> dict[str, Any]:
         """Bytes and seconds that building ``recipe`` will take, from headers only; no model is loaded."""
         base = self.bench.base
-        if base not in self._shapes:
+        if base not in self._infos:
             with load(base) as opened:
-                self._shapes[base] = {n: i.shape for n, i in opened.infos.items() if i.dtype.startswith(("F", "BF"))}
-        shapes = self._shapes[base]
-        width = max((shape[0] for name, shape in shapes.items() if len(shape) == 1), default=0)
-        pictures = min(recipe.router.per_task or 1000, 250)
-        return routed_costs.estimate(shapes, len(recipe.experts), width // 4, recipe.exclusive, pictures)
+                self._infos[base] = dict(opened.infos)
+        pictures = min(recipe.router.per_task or 1000, _USUAL_PICTURES)
+        return routed_costs.estimate(self._infos[base], len(recipe.experts), recipe.exclusive, recipe.router, pictures)
 
     def storage(self, recipe: TwinRecipe) -> dict[str, Any]:
         """Bytes against the number of tasks; see :func:`mergelab.runs.routed_costs.storage`."""
         routed = self._get(recipe).routed
-        shipped = {name: routed_costs.adapter_bytes(self.bench.experts[name]) for name in routed.names}
+        shipped = {name: routed_costs.adapter_bytes(entry.model) for name, entry in recipe.experts.items()}
         return routed_costs.storage(routed, shipped)
 
     def latency(

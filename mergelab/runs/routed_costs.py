@@ -11,12 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checkpoints import TensorInfo
 from ..errors import MergeLabError
 from ..progress import Progress, Stop, report
 from ..routing.compression import Compression
 from ..routing.decompose import factors_smaller, matrix_shape
 from ..routing.modes import Runner
 from ..routing.routed import RoutedModel
+from ..routing.routers import RouterSettings
 from ..zoo import zoo_folders
 
 TIMED = ("adapter", "one_pass", "static", "group", "per_input")
@@ -94,28 +96,29 @@ def adapter_bytes(source: str) -> int | None:
 
 
 def estimate(
-    shapes: Mapping[str, Sequence[int]], experts: int, width: int, settings: Compression, pictures: int
+    infos: Mapping[str, TensorInfo], experts: int, settings: Compression, router: RouterSettings, pictures: int
 ) -> dict[str, Any]:
-    """What building will take, from the tensors' shapes alone: ``bytes`` of the whole routed model (None where only the
-    spectrum will tell) and ``seconds``, by what a core of 2024 does. An upper bound: tensors that no expert changed cost
-    nothing."""
-    numbers = sum(math.prod(shape) for shape in shapes.values())
-    kept: int | None = 0
-    for shape in shapes.values():
-        rows, columns = matrix_shape(tuple(shape))
-        if min(rows, columns) < 2 or settings.kind == "none":
-            kept += math.prod(shape)
-        elif settings.kind != "svd":
-            kept += min(math.prod(shape), math.ceil(3 * (settings.density or 1) * math.prod(shape)))
-        elif settings.energy is not None:
-            kept = None
-            break
-        elif settings.rank != 0:
-            kept += _numbers(tuple(shape), settings.rank_of(rows, columns))
-    router = 4 * 6 * width * width
-    total = None if kept is None else 2 * (numbers + experts * kept) + router
-    seconds = experts * numbers * _SECONDS_A_NUMBER + experts * pictures * numbers * _SECONDS_A_PRODUCT
-    return {"bytes": total, "seconds": seconds, "experts": experts}
+    """What building will take, from the base's headers alone: ``bytes`` of the whole routed model (None where only the
+    spectrum will tell), heads aside, and ``seconds``. An upper bound: tensors that no expert changes cost nothing."""
+    shapes = [tuple(info.shape) for info in infos.values() if info.dtype.startswith(("F", "BF"))]
+    whole, numbers = sum(info.nbytes for info in infos.values()), sum(math.prod(shape) for shape in shapes)
+    kept = sum(_kept(shape, settings) for shape in shapes)
+    width = max((shape[0] for shape in shapes if len(shape) == 1), default=0)  # at most; often of the widest layer
+    d = width // 4 or width
+    learnt = {"mlp": 6 * d * d, "knn": experts * pictures * d}.get(router.kind, experts * d)
+    total = whole + round(experts * kept * whole / max(numbers, 1)) + 2 * 4 * learnt
+    seconds = experts * numbers * (_SECONDS_A_NUMBER + pictures * _SECONDS_A_PRODUCT)
+    return {"bytes": None if settings.energy is not None else total, "seconds": seconds, "experts": experts}
+
+
+def _kept(shape: tuple[int, ...], settings: Compression) -> int:
+    """Numbers that are stored of one tensor of one expert."""
+    rows, columns = matrix_shape(shape)
+    if min(rows, columns) < 2 or settings.kind == "none" or settings.energy is not None:
+        return math.prod(shape)
+    if settings.kind != "svd":  # a place and a value, where the place takes twice a value's bytes
+        return min(math.prod(shape), math.ceil(3 * (settings.density or 1) * math.prod(shape)))
+    return 0 if settings.rank == 0 else _numbers(shape, settings.rank_of(rows, columns))
 
 
 #: Measured on the starter zoo: taking apart one number of one expert, and reading one picture for each weight.
@@ -129,8 +132,8 @@ def latency(
     """Seconds a batch: the median of up to ``repeats`` runs, after one to warm up, the router's reading included.
 
     ``rows``: mode -> one number a size, None where it was left out: the mode cannot serve here, or it would not have
-    fitted into its share of ``seconds``; ``why``: "mode/size" -> the reason. ``plain`` is one forward pass of the shared
-    model. Time that a mode leaves over goes to those after it, so the dear ones come last.
+    fitted into its share of ``seconds``; ``why``: "mode/size" -> the reason. ``plain`` is one forward pass of the
+    shared model. Time that a mode leaves over goes to those after it, so the dear ones come last.
     """
     rows: dict[str, list[float | None]] = {}
     why: dict[str, str] = {}

@@ -66,8 +66,8 @@ def _most(rows: int, columns: int) -> int:
 
 
 def curve(
-    routed: RoutedModel, model: Model, experts: Mapping[str, Mapping[str, Tensor]], items: Items,
-    settings: Compression, ranks: Sequence[int] = RANKS, *, progress: Progress | None = None, stop: Stop | None = None,
+    model: Model, routed: RoutedModel, experts: Mapping[str, Mapping[str, Tensor]], items: Items, *,
+    settings: Compression, ranks: Sequence[int] = RANKS, progress: Progress | None = None, stop: Stop | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy on ``items`` by rank, with the router's weights of ``routed``, and the bytes that are stored.
 

@@ -38,7 +38,7 @@ class Items:
 
 
 def gather(suite: Suite, names: Sequence[str], per_task: int, *, seed: int = 0, mixed: bool = True) -> Items:
-    """``per_task`` test pictures of each task, the same that an evaluation on as many looks at; ``mixed`` by ``seed``."""
+    """``per_task`` test pictures of each task, those of an evaluation on as many; ``mixed`` by ``seed``."""
     images: list[Tensor] = []
     labels, owner, places = [], [], []
     for number, name in enumerate(names):
@@ -77,11 +77,13 @@ def run(
     items: Items,
     weights: Tensor | None,
     mode: str,
+    *,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Features ``[N, width]``, weights ``[N, T]`` that were used, and the modes that ran (one for each picture size)."""
-    features, used, modes = torch.empty(0), torch.empty(0), []
+    """Features ``[N, width]``, weights ``[N, T]`` that were used, and the modes that ran (one a size of picture)."""
+    features, used = torch.empty(0), torch.empty(0)
+    modes: list[str] = []
     for mine, images in items.batches():
         given = weights if weights is None or weights.ndim == 1 else weights[mine]
         ran = runner.run(images, given, mode, progress=progress, stop=stop)

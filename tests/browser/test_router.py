@@ -70,7 +70,9 @@ def test_a_routed_model_is_built_looked_at_and_set_by_hand(open_page, tmp_path):
     press(page, "#router-rank", "ArrowRight", 3)
     expect(page.locator("#router-rank-sentence")).to_contain_text("At rank 8 ", timeout=10_000)
     expect(page.locator("#router-rank-tasks")).to_contain_text("Rank 8")
-    sizes = [float(re.search(r"([\d.]+) MB", t)[1]) for t in (small, page.locator("#router-rank-sentence").inner_text())]
+    sizes = [
+        float(re.search(r"([\d.]+) MB", t)[1]) for t in (small, page.locator("#router-rank-sentence").inner_text())
+    ]
     assert sizes[0] < sizes[1]
     press(page, "#router-rank", "Home")
     expect(page.locator("#router-rank-sentence")).to_contain_text("At rank 0 ", timeout=10_000)

@@ -110,12 +110,106 @@ class FakeBench:
         return path
 
 
+class FakeRouted:
+    """A routed bench by formula: accuracy rises with the rank; the router is right on 9 of 10."""
+
+    def __init__(self, bench: FakeBench):
+        self.bench = bench
+        self.calls: list[tuple] = []
+
+    def _size(self, recipe):
+        rank = recipe.exclusive.rank if recipe.exclusive.rank is not None else 38
+        return {"shared": 1000, "exclusive": 100 * rank, "router": 500, "heads": 10, "total": 1510 + 100 * rank}
+
+    def estimate(self, recipe):
+        return {"bytes": self._size(recipe)["total"] * 1000, "seconds": 20.0, "experts": len(recipe.experts)}
+
+    def build(self, recipe, progress=None, stop=None):
+        self.calls.append(("build", recipe.hash))
+        self.bench._work(progress, stop)
+
+    def summary(self, recipe):
+        return {"hash": recipe.hash, "names": list(recipe.experts), "bytes": self._size(recipe), "router": "mlp",
+                "rank": recipe.exclusive.rank or 0, "gate": recipe.gate.to_dict(),
+                "router_data": dict.fromkeys(recipe.experts, 50), "router_notes": {"kind": "mlp"}}  # fmt: skip
+
+    def evaluate(self, recipe, *, per_task=40, mode="auto", head="router_argmax", weights=None, progress=None,
+                 stop=None):  # fmt: skip
+        from mergelab.routing.recipe import HEADS, MODES
+
+        if head not in HEADS or mode not in MODES:
+            raise MergeLabError(f"There is no head {head!r} or mode {mode!r}.")
+        self.calls.append(("evaluate", per_task, mode, head, weights))
+        value = {"oracle": 0.88, "router_argmax": 0.8, "max_logit": 0.7}[head]
+        found = FakeEvaluation([value] * len(TASKS), per_task, "routed").to_dict()
+        names = list(recipe.experts)
+        shares = {task: {e: 0.9 if e == task else 0.1 / (len(names) - 1) for e in names} for task in found["tasks"]}
+        router = {"accuracy": 0.9, "confusion": shares, "weights": shares,
+                  "entropy": dict.fromkeys(found["tasks"], 0.5), "when_right": 0.85, "when_wrong": 0.1}  # fmt: skip
+        return {**found, "head": head, "mode": "adapter" if mode == "auto" else mode, "why": "it is cheapest.",
+                "experts": names, "router": router, "data_used": f"task labels; head {head}"}  # fmt: skip
+
+    def curve(self, recipe, progress=None, stop=None):
+        self.calls.append(("curve", recipe.hash))
+        points = []
+        for place, rank in enumerate((0, 1, 2, 4, 8, None)):
+            mean = 0.5 + 0.08 * place
+            accuracy = {head: {"mean": mean, "tasks": dict.fromkeys(recipe.experts, mean)}
+                        for head in ("oracle", "router_argmax", "max_logit")}  # fmt: skip
+            size = {
+                "shared": 10**7,
+                "exclusive": 10**6 * place,
+                "total": 10**7 + 10**6 * place,
+            }
+            points.append({"rank": rank, "bytes": size, "accuracy": accuracy, "mode": "adapter", "seconds": 0.1})
+        return {"names": list(recipe.experts), "per_task": 20, "points": points}
+
+    def predict(self, recipe, picture, *, weights=None, normalised=False, head="router_argmax", task=None):
+        names = list(recipe.experts)
+        rows = {"shared": [0.0] * len(names), "routed": [0.7] + [0.3 / (len(names) - 1)] * (len(names) - 1)}
+        if weights is not None:
+            if len(weights) != len(names):
+                raise MergeLabError(f"Weights must be {len(names)} numbers, one a task.")
+            total = sum(weights) if normalised and sum(weights) else 1.0
+            rows["by hand"] = [w / total for w in weights]
+        models = {who: [{"class": c, "probability": p} for c, p in zip(CLASSES, self._row(row), strict=True)]
+                  for who, row in rows.items()}  # fmt: skip
+        return {"names": names, "weights": rows, "head": head, "task": task if head == "oracle" else names[0],
+                "models": models, "confidence": 0.7}  # fmt: skip
+
+    def _row(self, weights):
+        first = min(1.0, 0.1 + 0.5 * sum(weights))
+        return [first] + [(1 - first) / (len(CLASSES) - 1)] * (len(CLASSES) - 1)
+
+    def batch(self, recipe, *, count=24, seed=0, per_bin=1, head="router_argmax"):
+        names = list(recipe.experts)
+        items = [
+            {"picture": np.zeros((32, 32, 3), np.uint8), "task": names[i % len(names)], "chosen": names[i % len(names)],
+             "group": i % len(names), "weights": [float(j == i % len(names)) for j in range(len(names))],
+             "label": "alpha", "predicted": "alpha" if i else "<b>beta</b>", "right": bool(i)}
+            for i in range(count)
+        ]  # fmt: skip
+        return {"names": names, "items": items, "head": head,
+                "groups": [[float(j == g) for j in range(len(names))] for g in range(len(names))]}  # fmt: skip
+
+    def storage(self, recipe):
+        names = list(recipe.experts)
+        lines = {"static merge": [10**6] * len(names), "routed, as built": [2 * 10**6] * len(names),
+                 "all experts kept": [10**6 * (i + 1) for i in range(len(names))]}  # fmt: skip
+        return {"tasks": names, "lines": lines, "parts": self._size(recipe), "rank": 8, "bytes_a_number": 2}
+
+    def latency(self, recipe, progress=None, stop=None):
+        return {"sizes": [1, 8], "rows": {"plain": [0.01, 0.04], "adapter": [0.02, 0.05], "group": [0.05, None]},
+                "why": {"group/8": "one batch would take about 9.0 s"}, "repeats": 3}  # fmt: skip
+
+
 class FakeLab(Lab):
     """The real lab, with a fake zoo and bench in the place of weights."""
 
     def __init__(self, settings, slow: float = 0.0):
         super().__init__(settings)
         self.bench = FakeBench(slow)
+        self.routed_bench = FakeRouted(self.bench)
 
     def zoos(self):
         return ["starter"]
@@ -129,6 +223,9 @@ class FakeLab(Lab):
 
     def open(self, selection):
         return self.bench
+
+    def routed(self, selection):
+        return self.routed_bench
 
     def first_screen(self):
         recipe = Recipe(

@@ -121,6 +121,67 @@ def test_kept_results_each_get_their_own_look():
     assert len({(t["line"]["color"], t["line"]["dash"], t["marker"]["symbol"]) for t in data}) == len(data) == 8
 
 
+def weights() -> list[dict]:
+    return [
+        {"series": name, "role": role, "task": task, "weight": value}
+        for name, role, values in (("router", "merged", [0.7, 0.3]), ("by hand", "kept", [-0.5, 2.0]))
+        for task, value in zip(TASKS, values, strict=False)
+    ]
+
+
+def test_shares_are_on_one_scale_from_0_to_1():
+    trace = figures.share_heatmap(["a"], ["a", "b"], [[0.3, 0.2]]).to_dict()["data"][0]
+    assert (trace["zmin"], trace["zmax"]) == (0, 1) and [list(row) for row in trace["z"]] == [[0.3, 0.2]]
+
+
+def test_weights_beyond_0_and_1_are_inside_the_axis():
+    figure = figures.weight_bars(weights()).to_dict()
+    low, high = figure["layout"]["xaxis"]["range"]
+    assert low < -0.5 and high > 2
+    assert [list(trace["x"]) for trace in figure["data"]] == [[0.7, 0.3], [-0.5, 2.0]]
+
+
+def test_the_chosen_rank_is_marked_in_both_panels():
+    level, routed, stored = figures.rank_curve(
+        ["0", "1", "all"], [0.5, 0.8, 0.9], [30, 31, 260], 1, references={"experts": 0.95}
+    ).to_dict()["data"]
+    assert (
+        list(level["y"]) == [0.95] * 3 and list(routed["y"]) == [0.5, 0.8, 0.9] and list(stored["y"]) == [30, 31, 260]
+    )
+    assert list(routed["marker"]["symbol"]) == ["circle", "diamond", "circle"]
+    assert stored["marker"]["color"][1] != stored["marker"]["color"][0] == stored["marker"]["color"][2]
+    assert stored["yaxis"] == "y2"
+
+
+def test_lines_of_counts_leave_gaps_and_write_plain_numbers_on_a_log_axis():
+    figure = figures.count_lines(["1", "8"], {"a": [1, 2], "b": [None, 30]}, logarithmic=True, highlight="a").to_dict()
+    assert [list(trace["y"]) for trace in figure["data"]] == [[1, 2], [None, 30]]
+    assert figure["data"][0]["line"]["color"] == style("merged").color != figure["data"][1]["line"]["color"]
+    assert {1, 2, 5, 10, 20, 50} <= set(figure["layout"]["yaxis"]["tickvals"]) and figure["layout"]["yaxis"][
+        "type"
+    ] == "log"
+
+
+def test_sentences_of_routed_models_say_the_numbers():
+    matrix = [[0.9, 0.1], [0.4, 0.6], [0.5, 0.5]]
+    text = figures.describe_weights(["a", "b", "new"], ["a", "b"], matrix, ["A", "B", "New"])
+    assert "75% of the weight" in text and "least on B (60%)" in text
+    assert "40% of B is taken for A" in figures.describe_confusion(["a", "b"], ["a", "b"], matrix[:2], ["A", "B"])
+    assert "right task every time" in figures.describe_confusion(["a", "b"], ["a", "b"], [[1, 0], [0, 1]])
+    text = figures.describe_rank(["0", "1", "all"], [0.5, 0.8, 0.9], [30, 31, 260], 1)
+    assert "rank 1 " in text and "80.0%" in text and "89%" in text and "31.0 MB" in text and "8.4 times less" in text
+    text = figures.describe_storage({"mine": [1.0, 2.0], "dear": [1.0, 9.0], "cheap": [1.0, 1.5]}, "mine")
+    assert "2 tasks" in text and "2.0 MB" in text and "dear takes 9.0 MB" in text and "cheap 1.5 MB" in text
+    rows = {"plain": [0.01, 0.1], "adapter": [0.03, 0.2], "group": [0.02, None], "static": [0.001, 0.001]}
+    assert "With 1 picture at once group is quickest: 20.0 ms a picture, 2.0 times" in figures.describe_latency(
+        [1, 8], rows
+    )
+    items = [{"task": "a", "chosen": c, "right": r, "group": g} for c, r, g in (("a", True, 0), ("b", False, 1))]
+    assert "1 of 2 pictures" in figures.describe_batch(items) and "2 merges in place of 2" in figures.describe_batch(
+        items
+    )
+
+
 FIGURES = {
     "radar": figures.radar(ALL),
     "radar of nothing": figures.radar([]),
@@ -134,6 +195,14 @@ FIGURES = {
     "no lines": figures.layer_lines([], {}),
     "probabilities": figures.probability_bars(probabilities()),
     "no probabilities": figures.probability_bars([]),
+    "shares": figures.share_heatmap(["a", "b"], ["a", "b"], [[0.9, 0.1], [0.2, 0.8]]),
+    "no shares": figures.share_heatmap([], [], []),
+    "weights": figures.weight_bars(weights()),
+    "no weights": figures.weight_bars([]),
+    "ranks": figures.rank_curve(["0", "1", "all"], [0.5, 0.8, 0.9], [30, 31, 260], 1, references={"experts": 0.95}),
+    "no ranks": figures.rank_curve([], [], [], 0),
+    "counts": figures.count_lines(["1", "8"], {"a": [1, 2], "b": [None, 30]}, logarithmic=True, highlight="a"),
+    "no counts": figures.count_lines([], {}),
 }
 
 #: What plotly.js 3.3 knows and these figures need; anything else may silently not be drawn.
@@ -141,14 +210,14 @@ ALLOWED = {
     "scatterpolar": {"type", "name", "r", "theta", "customdata", "mode", "line", "marker", "fill", "fillcolor",
                      "hovertemplate"},
     "bar": {"type", "name", "x", "y", "customdata", "marker", "error_y", "hovertemplate", "orientation", "text",
-            "textposition", "textfont", "cliponaxis"},
+            "textposition", "textfont", "cliponaxis", "yaxis"},
     "heatmap": {"type", "x", "y", "z", "customdata", "hovertemplate", "texttemplate", "textfont", "hoverongaps", "xgap",
                 "ygap", "colorbar", "colorscale", "zmin", "zmax", "zmid"},
     "scatter": {"type", "name", "x", "y", "customdata", "mode", "line", "marker", "hovertemplate"},
 }  # fmt: skip
 LAYOUT = {
     "template", "autosize", "height", "margin", "paper_bgcolor", "plot_bgcolor", "font", "showlegend", "legend",
-    "hoverlabel", "polar", "xaxis", "yaxis", "barmode", "bargap", "annotations", "modebar", "uniformtext",
+    "hoverlabel", "polar", "xaxis", "yaxis", "yaxis2", "barmode", "bargap", "annotations", "modebar", "uniformtext",
 }  # fmt: skip
 
 
