@@ -245,5 +245,5 @@ def _make(cls: type[_T], words: Mapping[str, Any], where: str, also: tuple[str, 
             raise RecipeError(unknown(key, (*known, *also), repr(where)))
     try:
         return cls(**words)
-    except (MergeLabError, TypeError, ValueError) as error:
+    except (MergeLabError, TypeError, ValueError, OverflowError) as error:
         raise RecipeError(f"{where}: {error}") from None

@@ -219,7 +219,7 @@ def _check_hashes(folder: Path, manifest: Mapping[str, Any], digest: str, whole:
 def _gate(words: Mapping[str, Any]) -> Gate:
     try:
         return Gate(**words)
-    except (MergeLabError, TypeError) as error:
+    except (MergeLabError, TypeError, OverflowError) as error:
         raise RoutingError(f"{MANIFEST} is malformed: its gate: {str(error)[:200]} Build it again.") from None
 
 
