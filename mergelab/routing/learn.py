@@ -15,6 +15,7 @@ from ..errors import RoutingError, suggest
 from ..progress import Progress, Stop, report
 from ..tasks import Suite, load_suite
 from .heads import shared_model
+from .modes import Runner
 from .recipe import TwinRecipe
 from .routed import RoutedModel
 from .routers import Router, RouterSettings, train_router
@@ -106,7 +107,10 @@ def learn(
                 )
         groups = lessons.images(False) + lessons.images(True)
         found = model.encode_many(groups, progress=_upto(told, 0.7), stop=stop)
-        early, layer, notes["early"] = _early(routed, model, recipe, groups, told=_beyond(told, 0.7), stop=stop)
+        runner, layer, early = Runner(routed, model), recipe.inference.early_layer, None
+        notes["not_batched"] = runner.check()
+        if layer != 0 and not notes["not_batched"]:
+            early, layer = _early(runner, layer, groups, told=_beyond(told, 0.7), stop=stop)
     with clock("router") as told:
         router = _fit(found, lessons, recipe.router, source="pooled", shared=shared, told=told, stop=stop)
         routed = replace(routed, router=router)
@@ -134,30 +138,19 @@ def _fit(
 
 
 def _early(
-    routed: RoutedModel, model: Any, recipe: TwinRecipe, groups: list[Tensor], *, told: Progress, stop: Stop | None
-) -> tuple[list[Tensor] | None, int | None, str]:
-    """Features on an early layer, which layer, and why not where there are none."""
-    from .modes import Runner
-    from .rows import CannotRoute
-
-    layer = recipe.inference.early_layer
-    if layer == 0:
-        return None, None, "not asked for"
-    runner = Runner(routed, model)
-    try:
-        blocks = len(runner.rows().blocks)
-        if layer is None:
-            layer = max(1, blocks // 4)
-        if layer >= blocks:
-            raise RoutingError(f"early_layer {layer} is not in a model of {blocks} blocks; choose 1 to {blocks - 1}.")
-        sizes = [len(group) for group in groups]
-        out = []
-        for i, group in enumerate(groups):
-            report(told, sum(sizes[:i]), sum(sizes), "reading an early layer")
-            out.append(runner.early_features(group, layer, stop=stop) if len(group) else torch.zeros(0, 0))
-    except CannotRoute as error:
-        return None, None, str(error)
-    return out, layer, f"block {layer} of {blocks}"
+    runner: Runner, layer: int | None, groups: list[Tensor], *, told: Progress, stop: Stop | None
+) -> tuple[list[Tensor], int]:
+    """Features on an early layer (default: a quarter of the way), and which layer it is."""
+    blocks = len(runner.rows().blocks)
+    layer = max(1, blocks // 4) if layer is None else layer
+    if layer >= blocks:
+        raise RoutingError(f"early_layer {layer} is not in a model of {blocks} blocks; choose 1 to {blocks - 1}.")
+    sizes = [len(group) for group in groups]
+    out = []
+    for i, group in enumerate(groups):
+        report(told, sum(sizes[:i]), sum(sizes), "reading an early layer")
+        out.append(runner.early_features(group, layer, stop=stop) if len(group) else torch.zeros(0, 0))
+    return out, layer
 
 
 def _zoo_of(recipe: TwinRecipe) -> str:

@@ -8,7 +8,6 @@ with a router that reads an early layer, so that no input is seen twice. ``stati
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,17 +18,16 @@ from torch import Tensor
 from ..errors import RoutingError, suggest
 from ..models import Model, build
 from ..models.batches import checked
-from ..progress import Progress, Stop, report
+from ..progress import Progress, Stop
 from .features import masked_mean
 from .gate import Gate, check_weights
 from .groups import Centroids, Grouping, group
 from .parts import LowRank
+from .passes import BATCH, Work, hidden_at, step
 from .routed import RoutedModel
 from .rows import CannotRoute, RowModule
 
 MODES = ("per_input", "group", "adapter", "one_pass", "static")
-#: Pictures in a batch.
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,9 @@ class Runner:
                           copy=False)  # fmt: skip
         self.model = model
         self._shared = model.prepare(routed.shared, "The shared model")
+        self._local = routed.to(model.device)
         self._rows: RowModule | None = None
-        self._refused = ""
+        self._refused = _not_batched(routed)
         self._tokens: int | None = None
         self._making = threading.Lock()
 
@@ -93,13 +92,9 @@ class Runner:
         """Means over tokens of the hidden states ``[N, d]`` that enter block ``layer`` of the shared model."""
         rows, found = self.rows(), []
         for start in range(0, len(images), batch):
-            _step(progress, stop, start, len(images), "reading an early layer")
-            pixels = self.model.pixels(images[start : start + batch])
-            try:
-                with torch.inference_mode(), rows.route_at(layer, _take):
-                    self.model.through(rows.module, pixels)
-            except _Taken as taken:
-                found.append(masked_mean(taken.hidden, None).float().cpu())
+            step(progress, stop, start, len(images), "reading an early layer")
+            hidden = hidden_at(self.model, rows, layer, self.model.pixels(images[start : start + batch]))
+            found.append(masked_mean(hidden, None).float().cpu())
         return torch.cat(found)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -133,6 +128,20 @@ class Runner:
                 raise CannotRoute(self._refused)
             return self._rows
 
+    def check(self) -> str:
+        """Try the batched pass out on a few random pictures against merged models; why it cannot serve, or nothing.
+
+        Done once when a routed model is built: shapes alone do not show every way in which a model may mix its rows.
+        """
+        draw = torch.Generator().manual_seed(0)
+        pixels = self.model.pixels(torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=draw))
+        try:
+            with torch.inference_mode():
+                self.rows().check(lambda module, count: self.model.through(module, pixels[:count]))
+        except CannotRoute as error:
+            self._rows, self._refused = None, str(error)
+        return self._refused
+
     def choose(
         self, count: int, *, fixed: bool = False, grouping: GroupSettings | Centroids | None = None
     ) -> tuple[str, str]:
@@ -154,9 +163,7 @@ class Runner:
         plain = max(1, count * (self.tokens() if not refused else 1) * cost["dense"])
         # a group of one is a merge for each input: the same work, without the clustering
         best = min(sorted(work, key=("adapter", "per_input", "group").index), key=lambda mode: work[mode])
-        said = ", ".join(
-            f"{mode} {work[mode] / plain:.2g}" for mode in ("adapter", "group", "per_input") if mode in work
-        )
+        said = ", ".join(f"{mode} {share / plain:.2g}" for mode, share in sorted(work.items()))
         if refused:
             return best, f"Fewest multiplications for {count} inputs.{refused}"
         return best, f"Fewest multiplications for {count} inputs, beyond the plain pass (1): {said}."
@@ -171,21 +178,16 @@ class Runner:
                 continue
             dense += tensor.numel()
             for part in mine:
-                low = isinstance(part, LowRank)
-                side += part.u.numel() + part.v.numel() if isinstance(part, LowRank) else tensor.numel()
-                merge += tensor.numel() * (part.rank if low else 1)  # type: ignore[union-attr]
+                side += part.numbers - part.rank if isinstance(part, LowRank) else tensor.numel()
+                merge += tensor.numel() * (part.rank if isinstance(part, LowRank) else 1)
         return {"dense": dense, "side": side, "merge": merge}
 
     def tokens(self) -> int:
         """Tokens of one input: rows of every matrix product."""
         if self._tokens is None:
-            rows = self.rows()
-            try:
-                with torch.inference_mode(), rows.route_at(0, _take):
-                    self.model.through(rows.module, self.model.pixels(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)))
-            except _Taken as taken:
-                self._tokens = int(taken.hidden.shape[1])
-        return self._tokens or 1
+            pixels = self.model.pixels(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+            self._tokens = int(hidden_at(self.model, self.rows(), 0, pixels).shape[1])
+        return self._tokens
 
     def run(
         self,
@@ -202,157 +204,95 @@ class Runner:
         """Features of uint8 pictures ``[N, H, W]`` or ``[N, H, W, 3]``, each under its own mixture.
 
         ``weights`` ``[T]`` or ``[N, T]`` are used as they are; without them the router and the gate decide. ``mode``
-        is ``auto`` or one of :data:`MODES`; equal weights give equal features in every mode. ``grouping``: how
-        ``group`` clusters this very set, or centroids that were fitted before, for inputs that come one by one.
+        is ``auto`` or one of :data:`MODES`; equal weights give equal features in every mode but ``one_pass``, which
+        leaves the first layers to the shared model. ``grouping``: how ``group`` clusters this very set, or centroids
+        that were fitted before, for inputs that come one by one.
 
         Raises RoutingError for weights that do not fit or are not finite, a mode that is unknown or cannot serve.
         """
         if mode != "auto" and mode not in MODES:
             raise RoutingError(f"There is no mode {mode!r}.{suggest(mode, ('auto', *MODES))}")
-        images = checked(images)
-        gate = gate or self.routed.gate
-        clock = _Clock()
-        if mode == "one_pass" and weights is None:
-            return self._one_pass(images, gate, batch, clock, (progress, stop))
-        logits, given = None, weights is not None
-        if weights is None:
-            with clock("features"):
+        images, gate = checked(images), gate or self.routed.gate
+        work = Work(self.model, images, batch, progress, stop)
+        rows, same = self._given(weights, len(images)), False
+        if rows is not None:
+            same = rows.ndim == 1
+            rows = rows.expand(len(images), -1)
+        if mode == "one_pass":
+            return self._one_pass(work, rows, gate)
+        logits = None
+        if rows is None:
+            with work.clock("features"):
                 found = self.features(images, batch=batch, progress=progress, stop=stop)
-            with clock("router"):
+            with work.clock("router"):
                 logits = self.logits(found)
                 rows = gate.weights(logits)
-        else:
-            rows = check_weights(weights, len(self.routed.names), allow_negative=True)
-        same = rows.ndim == 1
-        rows = rows.expand(len(images), -1) if same else rows
-        if len(rows) != len(images):
-            raise RoutingError(f"There are {len(rows)} rows of weights for {len(images)} inputs; give one row each.")
         why = "asked for"
         if mode == "auto":
-            mode, why = self.choose(len(images), fixed=given and same, grouping=grouping)
-        return self._with(mode, images, rows, logits, why, grouping or GroupSettings(), batch, clock, (progress, stop))
+            mode, why = self.choose(len(images), fixed=same, grouping=grouping)
+        if mode == "adapter":
+            return Ran(work.batched(self.rows(), rows), rows, logits, mode, why, seconds=work.clock.seconds)
+        groups = self._groups(mode, rows, logits, grouping or GroupSettings())
+        features = work.merged(self._local.state, groups)
+        rows = groups.weights[groups.index] if len(rows) else rows
+        return Ran(features, rows, logits, mode, why, groups if mode == "group" else None, len(groups),
+                   work.clock.seconds)  # fmt: skip
 
-    def _with(self, mode, images, rows, logits, why, grouping, batch, clock, watch) -> Ran:  # type: ignore  # noqa
-        found: Grouping | None = None
-        if mode in ("adapter", "one_pass"):
-            with clock("forward"):
-                features, merges = self._adapter(images, rows, batch, watch), 0
-        else:
-            if mode == "group":
-                found = _grouped(rows, logits, grouping)
-            elif mode == "static":
-                found = _one_group(rows)
-            else:
-                found = Grouping(torch.arange(len(rows)), rows, rows.argmax(1))
-            features, merges = self._merged(images, found, batch, clock, watch)
-            rows = found.weights[found.index] if len(rows) else rows
-        kept = found if mode == "group" else None
-        return Ran(features, rows, logits, mode, why, kept, merges, clock.seconds)
+    def _given(self, weights: Any, count: int) -> Tensor | None:
+        if weights is None:
+            return None
+        rows = check_weights(weights, len(self.routed.names), allow_negative=True)
+        if rows.ndim == 2 and len(rows) != count:
+            raise RoutingError(f"There are {len(rows)} rows of weights for {count} inputs; give one row each.")
+        return rows
 
-    def _adapter(self, images: Tensor, rows: Tensor, batch: int, watch: Any) -> Tensor:
-        module, out = self.rows(), torch.empty(len(images), self.model.width)
-        for start in range(0, len(images), batch):
-            _step(*watch, start, len(images), "one pass for all mixtures")
-            end = min(start + batch, len(images))
-            pixels = self.model.pixels(images[start:end])
-            with torch.inference_mode(), module.weights(rows[start:end].to(self.model.device)):
-                out[start:end] = self.model.through(module.module, pixels).float().cpu()
-        return out
+    def _groups(self, mode: str, rows: Tensor, logits: Tensor | None, settings: GroupSettings | Centroids) -> Grouping:
+        if mode == "per_input":
+            return Grouping(torch.arange(len(rows)), rows, rows.argmax(1))
+        if mode == "static":
+            if len(rows) and not bool((rows == rows[0]).all()):
+                raise RoutingError(
+                    "The mode static makes one merge, but these inputs have different weights; give one row of "
+                    "weights, or use another mode."
+                )
+            return Grouping(torch.zeros(len(rows), dtype=torch.int64), rows[:1], rows[:1].argmax(1))
+        if isinstance(settings, Centroids):
+            return settings.assign(logits, rows)
+        return group(logits, rows, groups_per_bin=settings.per_bin, total_groups=settings.total,
+                     cluster_on=settings.on, seed=settings.seed)  # fmt: skip
 
-    def _merged(self, images: Tensor, grouping: Grouping, batch: int, clock: _Clock, watch: Any) -> tuple[Tensor, int]:
-        out = torch.empty(len(images), self.model.width)
-        done, count = 0, len(grouping.weights)
-        for g in range(count):
-            members = torch.nonzero(grouping.index == g).flatten()
-            if not len(members):
-                continue
-            _step(*watch, done, len(images), f"merge {g + 1} of {count}")
-            with clock("merge"):
-                state = self.model.prepare(self.routed.state(grouping.weights[g]))
-            with clock("forward"):
-                out[members] = self.model.encode(images[members], batch, weights=state)
-            done += len(members)
-        return out, count
-
-    def _one_pass(self, images: Tensor, gate: Gate, batch: int, clock: _Clock, watch: Any) -> Ran:
-        routed = self.routed
-        if routed.early_router is None or routed.early_layer is None:
+    def _one_pass(self, work: Work, given: Tensor | None, gate: Gate) -> Ran:
+        early, layer = self.routed.early_router, self.routed.early_layer
+        if layer is None or (early is None and given is None):
             raise RoutingError(
                 "This routed model has no router on an early layer; build it with an early layer, or use mode adapter."
             )
-        early, module = routed.early_router, self.rows()
-        out, rows, scores = torch.empty(len(images), self.model.width), [], []
+        none = torch.zeros(0, len(self.routed.names))
+        rows, scores = [none], [none]
 
-        def decide(hidden: Tensor) -> Tensor:
-            scores.append(early.logits(masked_mean(hidden, None).float().cpu()))
-            rows.append(gate.weights(scores[-1]))
+        def decide(hidden: Tensor, start: int) -> Tensor:
+            if given is not None:
+                rows.append(given[start : start + len(hidden)])
+            else:
+                assert early is not None
+                scores.append(early.logits(masked_mean(hidden, None).float().cpu()))
+                rows.append(gate.weights(scores[-1]))
             return rows[-1].to(hidden.device)
 
-        with clock("forward"):
-            for start in range(0, len(images), batch):
-                _step(*watch, start, len(images), "one pass, router inside")
-                end = min(start + batch, len(images))
-                pixels = self.model.pixels(images[start:end])
-                with torch.inference_mode(), module.route_at(routed.early_layer, decide):
-                    out[start:end] = self.model.through(module.module, pixels).float().cpu()
-        none = torch.zeros(0, len(routed.names))
-        return Ran(out, torch.cat([none, *rows]), torch.cat([none, *scores]), "one_pass", "asked for", None, 0,
-                   clock.seconds)  # fmt: skip
+        features = work.routed_at(self.rows(), layer, decide)
+        logits = torch.cat(scores) if given is None else None
+        return Ran(features, torch.cat(rows), logits, "one_pass", "asked for", seconds=work.clock.seconds)
 
     def _row_module(self) -> RowModule:
         own = self.model.own_names(self.routed.shared)
         parts = [
-            {own[name]: part for name, part in self.routed.parts[task].items() if name in own}
+            {own[name]: part for name, part in self._local.parts[task].items() if name in own}
             for task in self.routed.names
         ]
         return RowModule(self.model.module, self._shared.tensors, parts, blocks=self.model.image_tower)
 
 
-class _Taken(Exception):  # noqa: N818 - a way out of a pass that has given what was wanted
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__("taken")
-        self.hidden = hidden
-
-
-def _take(hidden: Tensor) -> Tensor:
-    raise _Taken(hidden)
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds = {"features": 0.0, "router": 0.0, "merge": 0.0, "forward": 0.0}
-        self._phase, self._since = "", 0.0
-
-    def __call__(self, phase: str) -> _Clock:
-        self._phase = phase
-        return self
-
-    def __enter__(self) -> None:
-        self._since = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self._phase] += time.perf_counter() - self._since
-
-
-def _grouped(rows: Tensor, logits: Tensor | None, settings: GroupSettings | Centroids) -> Grouping:
-    if isinstance(settings, Centroids):
-        return settings.assign(logits, rows)
-    return group(logits, rows, groups_per_bin=settings.per_bin, total_groups=settings.total, cluster_on=settings.on,
-                 seed=settings.seed)  # fmt: skip
-
-
-def _one_group(rows: Tensor) -> Grouping:
-    if len(rows) and not bool((rows == rows[0]).all()):
-        raise RoutingError(
-            "The mode static makes one merge, but these inputs have different weights; give one row of weights, or use "
-            "another mode."
-        )
-    return Grouping(torch.zeros(len(rows), dtype=torch.int64), rows[:1], rows[:1].argmax(1))
-
-
-def _step(progress: Progress | None, stop: Stop | None, done: int, total: int, text: str) -> None:
-    if stop is not None:
-        stop.check()
-    report(progress, done, total, text)
+def _not_batched(routed: RoutedModel) -> str:
+    """Why the batched pass was found not to serve when the model was built; empty where it serves."""
+    notes = routed.settings.get("router")
+    return str(notes.get("not_batched") or "") if isinstance(notes, Mapping) else ""

@@ -85,6 +85,14 @@ class RoutedModel:
             out[name] = out[target]
         return out
 
+    def to(self, device: torch.device | str) -> RoutedModel:
+        """The same model with its tensors on a device; itself where they are there."""
+        if all(tensor.device == torch.device(device) for tensor in self.shared.values()):
+            return self
+        shared = {name: tensor.to(device) for name, tensor in self.shared.items()}
+        parts = {task: {n: p.to(device=device) for n, p in part.items()} for task, part in self.parts.items()}
+        return replace(self, shared=shared, parts=parts)
+
     def at_rank(self, rank: int) -> RoutedModel:
         """The same model with at most ``rank`` directions a matrix, by reference; 0 is the shared model, with nothing
         of vectors either, so that it is the shared model exactly."""
