@@ -22,10 +22,10 @@ from ..errors import TaskError, suggest
 #: times as wide, 1 to 6). contrast: what is left of the distance to the picture's mean (CIFAR-10-C 0.75 to 0.15).
 #: pixelate: the width of the coarse picture as a share of the width (ImageNet-C 0.6 to 0.25).
 STRENGTHS: dict[str, tuple[float, float, float]] = {
-    "gaussian_noise": (0.08, 0.16, 0.28),
-    "blur": (0.6, 1.0, 1.6),
-    "contrast": (0.5, 0.3, 0.15),
-    "pixelate": (0.6, 0.45, 0.3),
+    "gaussian_noise": (0.06, 0.12, 0.2),
+    "blur": (0.5, 0.8, 1.2),
+    "contrast": (0.5, 0.35, 0.2),
+    "pixelate": (0.75, 0.6, 0.45),
 }
 _WIDTH, _CHUNK = 32, 256
 

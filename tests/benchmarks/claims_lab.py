@@ -29,6 +29,8 @@ from mergelab.tasks.evaluate import expert_predictions, items, support
 from mergelab.zoo import open_zoo
 
 SHOTS = 10
+#: Validation items a task at most: balanced data is no more than the smallest task has.
+HELD = 300
 P90 = Compression(rank_ratio=0.1)
 
 
@@ -120,8 +122,9 @@ class Lab:
         settings = RouterSettings(per_task=per_task, seed=self.seed)
         for task in self.names:
             pictures = self.suite[task].split(split)[0]
-            if split == "train":
-                pictures = pictures[:1000]
+            most = 1000 if split == "train" else HELD
+            drawn = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:most]
+            pictures = pictures[drawn.sort().values]
             found = self.features(shared, pictures, ("lessons", key, task, split))
             use, kept = shares(len(pictures), task, settings)
             train[task], held[task] = found[use], found[kept]

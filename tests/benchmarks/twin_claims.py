@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--zoo", nargs="+", default=["starter"], help="zoos, by name or folder")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--limit", type=int, default=100, help="test items a task")
+    parser.add_argument("--limit", type=int, default=60, help="test items a task")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--report", nargs="+", type=Path, help="JSON files to make the table of")

@@ -63,8 +63,9 @@ def test_blur_keeps_the_sum_and_spreads_a_point_as_a_gaussian():
     picture = torch.zeros(1, 32, 32, dtype=torch.uint8)
     picture[0, 16, 16] = 255
     found = Corruption("blur", 2)(picture)[0].float()
-    assert STRENGTHS["blur"][1] == 1.0
-    line = torch.tensor([math.exp(-0.5 * k * k) for k in range(-3, 4)])
+    sigma = STRENGTHS["blur"][1]
+    assert 2 < 3 * sigma <= 3
+    line = torch.tensor([math.exp(-0.5 * (k / sigma) ** 2) for k in range(-3, 4)])
     line = line / line.sum()
     assert torch.allclose(found[13:20, 13:20], 255 * torch.outer(line, line), atol=0.51)
     assert found[:13].sum() == 0
@@ -72,9 +73,10 @@ def test_blur_keeps_the_sum_and_spreads_a_point_as_a_gaussian():
 
 def test_pixelate_paints_every_block_in_its_mean():
     picture = torch.arange(100, dtype=torch.uint8).reshape(1, 10, 10)
-    found = Corruption("pixelate", 3)(picture)[0]  # 0.3 of 10: three blocks a side
-    assert len({tuple(row) for row in found.tolist()}) == 3
-    assert found[0, 0] == picture[0, :4, :4].float().mean().round()
+    found = Corruption("pixelate", 3)(picture)[0]  # 0.45 of 10: four blocks a side
+    assert int(10 * STRENGTHS["pixelate"][2]) == 4
+    assert len({tuple(row) for row in found.tolist()}) == 4
+    assert found[0, 0] == picture[0, :3, :3].float().mean().round()
 
 
 @pytest.mark.parametrize("name", ["blur", "contrast", "pixelate"])
