@@ -372,7 +372,7 @@ def test_shapes_and_names_that_differ_are_named(experts: dict[str, dict[str, Ten
 @pytest.mark.parametrize("words", [
     {}, {"rank": 1, "energy": 0.5}, {"rank": -1}, {"rank": 1.5}, {"rank": True}, {"rank_ratio": 0.0},
     {"rank_ratio": 1.1}, {"energy": math.nan}, {"kind": "magnitude"}, {"kind": "magnitude", "rank": 3, "density": 0.1},
-    {"rank": 1, "rnk": 2}, {"rank": 1, "density": 0.1}, {"kind": "bernoulli", "density": 0}, {"kind": "svdd", "rank": 1},
+    {"rank": 1, "rnk": 2}, {"rank": 1, "density": 0.1}, {"kind": "bernoulli", "density": 0}, {"kind": "x", "rank": 1},
     {"rank": 1, "seed": -1}, {"rank": 1, "embeddings": "no"}, {"rank": 1, "dtype": "int8"}, {"rank": 1, "biases": 1},
 ])  # fmt: skip
 def test_compressions_that_mean_nothing_are_refused(words: dict[str, object]):
