@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import pictures, router_events, router_pictures, router_work, views
+from . import pictures, router_costs, router_events, router_pictures, router_work, views
 from .page import Page
 from .router_views import HEADS, INTRO, MODES
 
@@ -33,6 +33,7 @@ def build(page: Page, first: dict[str, Any], results: dict[str, Any]) -> None:
             with gr.Column(visible=False, elem_id="router-after") as out["after"]:
                 _after(page, first, out)
     router_events.wire(page, out, results)
+    router_costs.wire(page, out)
     router_pictures.wire(page, out)
 
 

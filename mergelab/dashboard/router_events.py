@@ -1,4 +1,4 @@
-"""What happens on the Router tab: building, measuring, the rank curve, storage and timing."""
+"""What happens on the Router tab: building and measuring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .jobs import Done, Step, Superseded
 from .page import CHEAP, COMPUTE, PRIVATE, Page, busy, session_of
 from .work import label
 
-_HIDDEN: dict[str, Any] = {"show_progress": "hidden", **COMPUTE, **PRIVATE}
+HIDDEN: dict[str, Any] = {"show_progress": "hidden", **COMPUTE, **PRIVATE}
 _OPTIONS = ("preset", "policy", "rank", "rank_ratio", "energy", "router", "temperature", "top_k", "threshold")
 
 
@@ -24,8 +24,6 @@ def wire(page: Page, out: dict[str, Any], results: dict[str, Any]) -> None:
     _wire_panel(page, out)
     _wire_build(page, out)
     _wire_measured(page, out, results)
-    _wire_rank(page, out)
-    _wire_costs(page, out)
 
 
 def shared_words(page: Page, draft: Mapping[str, Any], selection: Mapping[str, Any]) -> str:
@@ -139,7 +137,7 @@ def _wire_build(page: Page, out: dict[str, Any]) -> None:
 
     out["build"].click(
         make, [page.draft, page.selection, out["head"], out["mode"], *fields],
-        [out["status"], out["badges"], out["built"], out["found"], out["after"], out["intro"]], **_HIDDEN,
+        [out["status"], out["badges"], out["built"], out["found"], out["after"], out["intro"]], **HIDDEN,
     )  # fmt: skip
     out["stop"].click(stop, None, out["status"], queue=False, show_progress="hidden", **PRIVATE)
 
@@ -198,8 +196,8 @@ def _wire_measured(page: Page, out: dict[str, Any], results: dict[str, Any]) -> 
 
     inputs, outputs = [out["built"], out["head"], out["mode"]], [out["status"], out["badges"], out["found"]]
     for field in ("head", "mode"):
-        out[field].input(quick, inputs, outputs, trigger_mode="always_last", **_HIDDEN)
-    out["whole"].click(whole, inputs, outputs, **_HIDDEN)
+        out[field].input(quick, inputs, outputs, trigger_mode="always_last", **HIDDEN)
+    out["whole"].click(whole, inputs, outputs, **HIDDEN)
     out["found"].change(render, out["found"], [out[name] for name in shown], **CHEAP, **PRIVATE)
     out["show"].click(
         compare, [out["found"], page.kept], [page.kept, results["shown"], out["shown"]], **CHEAP, **PRIVATE
@@ -217,95 +215,3 @@ def _numbered(text: str) -> Iterator[str]:
     while True:
         yield f"{text} ({number})"
         number += 1
-
-
-def _wire_rank(page: Page, out: dict[str, Any]) -> None:
-    view = [out["rank_figure"], out["rank_text"], out["rank_table"], out["rank_tasks"]]
-
-    def compute(built: Any, curve: Any, head: str, result: Any, request: gr.Request) -> Iterator[Any]:
-        """The curve, once for each built model; a second visit of the tab costs nothing."""
-        if not built or (curve and curve["of"] == built["hash"]):
-            yield views.skip(7)
-            return
-
-        def work(progress: Any, stop: Any) -> Any:
-            bench = page.lab.routed(built["selection"])
-            return bench.curve(router_work.parsed(built["twin"]), progress=progress, stop=stop)
-
-        for moving, done in run(page, request, work, 6, "Rank curve:"):
-            if done is None:
-                yield moving
-                continue
-            found = {"of": built["hash"], **done.value}
-            ranks = router_views.ranks_of(found)
-            own = str(built["summary"]["rank"])
-            place = ranks.index(own) if own in ranks else min(3, len(ranks) - 1)
-            slider = gr.update(visible=True, maximum=len(ranks) - 1, value=place, label=_rank_label(ranks, place))
-            said = views.status(f"Computed once, in {done.seconds:.0f} s: the slider answers at once.")
-            yield [said, found, slider, *_rank_view(found, place, head, result)]
-
-    def move(curve: Any, place: int, head: str, result: Any) -> list[Any]:
-        if not curve:
-            return views.skip(5)
-        label = _rank_label(router_views.ranks_of(curve), int(place))
-        return [gr.update(label=label), *_rank_view(curve, int(place), head, result)]
-
-    def forget(built: Any, curve: Any) -> Any:
-        stale = curve and built and curve["of"] != built["hash"]
-        note = views.note("Another model was built: open this tab again for its curve.") if stale else gr.skip()
-        return note, None if stale else gr.skip()
-
-    out["rank_tab"].select(
-        compute, [out["built"], out["curve"], out["head"], out["found"]],
-        [out["rank_status"], out["curve"], out["place"], *view], **_HIDDEN,
-    )  # fmt: skip
-    moved = [out["curve"], out["place"], out["head"], out["found"]]
-    out["place"].release(move, moved, [out["place"], *view], trigger_mode="always_last", **CHEAP, **PRIVATE)
-    out["head"].input(move, moved, [out["place"], *view], **CHEAP, **PRIVATE)
-    out["built"].change(forget, [out["built"], out["curve"]], [out["rank_status"], out["curve"]], **CHEAP, **PRIVATE)
-
-
-def _rank_label(ranks: list[str], place: int) -> str:
-    return "Rank: nothing left out" if ranks[place] == router_views.FULL else f"Rank: {ranks[place]}"
-
-
-def _rank_view(curve: Mapping[str, Any], place: int, head: str, result: Mapping[str, Any] | None) -> list[Any]:
-    result = result or {}
-    told = {"experts, told the task": (result.get("experts") or {}).get("seen", {}).get("accuracy")}
-    references = {name: value for name, value in told.items() if value is not None}
-    return router_views.rank_view(curve, place, head, result.get("titles", {}), references)
-
-
-def _wire_costs(page: Page, out: dict[str, Any]) -> None:
-    def storage(built: Any) -> list[Any]:
-        if not built:
-            return views.skip(3)
-        try:
-            found = page.lab.routed(built["selection"]).storage(router_work.parsed(built["twin"]))
-        except Exception as error:
-            return [gr.skip(), views.note(sentence(error), "error"), gr.skip()]
-        return router_views.storage_view(found)
-
-    def time_it(built: Any, request: gr.Request) -> Iterator[Any]:
-        if not built:
-            yield views.skip(4)
-            return
-
-        def work(progress: Any, stop: Any) -> Any:
-            bench = page.lab.routed(built["selection"])
-            return bench.latency(router_work.parsed(built["twin"]), progress=progress, stop=stop)
-
-        for moving, done in run(page, request, work, 3, "Timing:"):
-            if done is None:
-                yield moving
-            else:
-                yield [views.status("Measured here, now; other work on this machine makes it slower."),
-                       *router_views.latency_view(done.value)]  # fmt: skip
-
-    out["built"].change(
-        storage, out["built"], [out["storage"], out["storage_text"], out["storage_table"]], **CHEAP, **PRIVATE
-    )
-    out["time"].click(
-        time_it, out["built"], [out["time_status"], out["latency"], out["latency_text"], out["latency_table"]],
-        **_HIDDEN,
-    )  # fmt: skip

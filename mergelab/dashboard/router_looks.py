@@ -55,11 +55,7 @@ def sentence(found: Mapping[str, Any] | None, titles: Mapping[str, str]) -> str:
         text = "The router is not sure enough, so the shared model answers alone. "
     else:
         text = f"The router gives {weights[first]:.0%} to the expert of {titles.get(first, first)}"
-        text += (
-            f" and the rest to {sum(w >= 0.005 for w in weights.values()) - 1} others. "
-            if weights[first] < 0.995
-            else ". "
-        )
+        text += ", the rest to others. " if weights[first] < 0.995 else ". "
     reader = titles.get(found["task"], found["task"])
     text += {"max_logit": f"The highest logit is from the head of {reader}. ",
              "oracle": f"The head of {reader} reads it: it was told. ",

@@ -220,13 +220,17 @@ def storage_view(found: Mapping[str, Any] | None) -> list[Any]:
     own = "routed, as built"
     figure = figures.count_lines(counts, lines, axis="MB", below="tasks", highlight=own)
     order = sorted(lines, key=lambda name: lines[name][-1])
-    body = [[html.escape(name), *(f"{value:.1f}" for value in lines[name])] for name in order]
+    told = sorted({0, 1, (len(counts) - 1) // 2, len(counts) - 1} & set(range(len(counts))))  # all are in the CSV
+    body = [[html.escape(name), *(f"{lines[name][place]:.1f}" for place in told)] for name in order]
     parts = ", ".join(
         f"{name} {megabytes(found['parts'][name])}" for name in ("shared", "exclusive", "router", "heads")
     )
-    table = views.table(["MB for … tasks", *counts], body, f"As built, rank {found['rank']}: {parts}")
+    table = views.table(["MB for … tasks", *(counts[place] for place in told)], body, "Bytes of tensors, in MB")
     file = views.link("Storage as CSV", views.to_csv(["what", *counts], [[n, *found["lines"][n]] for n in order]), "mergelab-storage.csv")  # fmt: skip  # noqa: E501
-    text = figures.describe_storage(lines, own) + " Heads are in every line; the router where a model needs one."
+    text = (
+        figures.describe_storage(lines, own)
+        + f" As built, rank {found['rank']}: {parts}. Heads are in every line; the router where a model needs one."
+    )
     return [views.plot(figure, "storage"), text, table + f'<p class="ml-files">{file}</p>']
 
 
@@ -260,7 +264,7 @@ def latency_view(found: Mapping[str, Any] | None) -> list[Any]:
     caption = f"Measured here, now: the median of up to {found['repeats']} runs, router included"
     lines = [[mode, *values] for mode, values in rows.items()]
     file = views.link("Seconds a batch as CSV", views.to_csv(["mode", *sizes], lines), "mergelab-latency.csv")
-    note = views.note("Left out. " + "; ".join(left) + ".") if left else ""
+    note = f'<p class="ml-cost">{html.escape("Left out: " + "; ".join(left) + ".")}</p>' if left else ""
     table = views.table(head, body, caption) + f'<p class="ml-files">{file}</p>' + note
     return [views.plot(figure, "latency"), figures.describe_latency(sizes, rows), table]
 

@@ -23,6 +23,7 @@ def share_heatmap(
         return empty("No router has been asked yet.", height)
     figure = layer_heatmap(columns, rows, matrix, height=height)
     figure.update_traces(zmin=0, zmax=1)
+    figure.update_xaxes(ticktext=[short(column, 9) for column in columns])  # clear of the scale below
     return figure
 
 
