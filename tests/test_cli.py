@@ -138,7 +138,7 @@ def test_weights_that_are_not_are_named(models: Path, capsys: pytest.CaptureFixt
     assert not list(models.glob("out*"))
 
 
-@pytest.mark.parametrize("verb", ["merge", "check", "methods", "evaluate", "inspect", "search", "zoo", "app"])
+@pytest.mark.parametrize("verb", ["merge", "check", "methods", "evaluate", "inspect", "search", "zoo", "app", "twin"])
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])
