@@ -12,6 +12,9 @@ from . import controls, drafts
 from .errors import spoken
 from .page import CHEAP, PRIVATE, Page, session_of
 
+#: Two renders at once of one visitor change gradio's table of their components while the other reads it.
+_ONE_AT_A_TIME: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "render", "concurrency_limit": 1}
+
 
 def build(page: Page, first: dict[str, Any]) -> None:
     """Lay the form out: the method, its parameters, the experts. What a person changes goes into ``page.draft``."""
@@ -23,13 +26,13 @@ def build(page: Page, first: dict[str, Any]) -> None:
         about = gr.HTML(_method_line(page, name), elem_id="method-about")
     with gr.Column(elem_id="merge-parameters", min_width=0):
 
-        @gr.render(inputs=[page.form, page.selection], show_progress="hidden", concurrency_limit=None)
+        @gr.render(inputs=[page.form, page.selection], **_ONE_AT_A_TIME)
         def parameters(form: drafts.Draft, selection: dict[str, Any]) -> None:
             _parameters(page, form, selection)
 
     with gr.Column(elem_id="merge-more", min_width=0):
 
-        @gr.render(inputs=[page.form, page.selection], show_progress="hidden", concurrency_limit=None)
+        @gr.render(inputs=[page.form, page.selection], **_ONE_AT_A_TIME)
         def experts(form: drafts.Draft, selection: dict[str, Any]) -> None:
             _experts(page, form, selection)
 
