@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..errors import MergeLabError
+from . import twin_compare
 from .common import Line, Verb, device, evaluation_table, positive
 from .twin_text import built_text, head_text, predicted_text, shown_text
 
@@ -27,6 +28,10 @@ def add(verb: Verb) -> None:
     _evaluate_arguments(action("evaluate", _evaluate, "Measure a routed model on every task of a suite."))
     _predict_arguments(
         action("predict", _predict, "Show what a routed model makes of pictures, and which parts it mixes.")
+    )
+
+    twin_compare.add(
+        action("compare", None, "One table: a routed model beside what it is compared with, at its rank and router.")
     )
 
     export = action("export", _export, "Merge once for fixed weights and write an ordinary checkpoint.")

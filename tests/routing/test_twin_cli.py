@@ -207,3 +207,24 @@ def test_the_command_line_needs_no_torch_to_speak(root: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_compare_puts_what_it_is_compared_with_in_one_table(built: Path, zoo: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["twin", "compare", str(built), "--suite", str(zoo), "--limit", "6", "--device", "cpu"]
+    only = ["--only", "static_shared,shared_dynamic,all_experts,oracle_top1"]
+    assert cli.main([*arguments, *only, "--json"]) == 0
+    rows = {row["name"]: row for row in told(capsys)}
+    assert list(rows) == ["static_shared", "shared_dynamic", "all_experts", "oracle_top1"]
+    assert rows["shared_dynamic"]["bytes"] == load_routed(built).bytes()["total"] - _early(built)
+    assert rows["static_shared"]["bytes"] < rows["shared_dynamic"]["bytes"]
+    assert rows["oracle_top1"]["router"] == 1.0 and rows["oracle_top1"]["needs_task_id"]
+    assert not rows["shared_dynamic"]["needs_task_id"]
+    assert cli.main([*arguments, "--only", "static_shared"]) == 0
+    assert "data used" in capsys.readouterr().out
+    assert cli.main([*arguments, "--only", "shared_dynamc"]) == 2
+    assert "shared_dynamic" in capsys.readouterr().err
+
+
+def _early(folder: Path) -> int:
+    early = load_routed(folder).early_router
+    return sum(t.numel() * t.element_size() for t in early.state().values()) if early else 0
