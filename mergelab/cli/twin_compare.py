@@ -37,7 +37,8 @@ def run(arguments: Any) -> int:
     names = _names(arguments.only, [n for n in BASELINES if n != "soft_adapters"])
     model = build(dict(routed.shared), config=routed.config, preprocessor=routed.preprocessor,
                   device=arguments.device, copy=False)  # fmt: skip
-    line, rows = Line(), []
+    line = Line()
+    rows: list[dict[str, Any]] = []
     for name in names:
         line(len(rows), len(names), f"measuring {name}")
         made = baseline(name, material)

@@ -111,7 +111,7 @@ def sparse(
         size = vectors + round(entries * (density * b + 1 / 8))
     equal = "equal bytes" if match == "bytes" else "equal density"
     return replace(
-        _row(kind, f"Twin with {kind} sparsity, {equal}, {form}", m, routed, mode="group"),
+        _row(kind, f"Twin with {kind} sparsity, {equal}, {form}", m, routed),
         bytes=sizes(routed, exclusive=size), settings={"density": density, "match": match, "form": form},
     )  # fmt: skip
 
