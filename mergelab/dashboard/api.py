@@ -85,9 +85,7 @@ def build(page: Page, selection: dict[str, Any]) -> None:
             if image:
                 picture = {"task": task, "pixels": page.lab.picture(decode(image))[0]}
             chosen = selection_for(parsed, selection)
-            found = run(
-                page, lambda progress, stop: predict_picture(page.lab, chosen, parsed, picture, progress, stop)
-            )
+            found = run(page, lambda progress, stop: predict_picture(page.lab, chosen, parsed, picture, progress, stop))
             if found is None:
                 raise MergeLabError("The recipe's models have no suite, so there are no classes to predict.")
             models: dict[str, dict[str, float]] = {}

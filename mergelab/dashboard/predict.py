@@ -105,4 +105,3 @@ def _wire_answers(page: Page, first: dict[str, Any], said: Any, shown: list[Any]
         answer, inputs, outputs, show_progress="hidden", trigger_mode="always_last", **COMPUTE, **PRIVATE
     )
     page.prediction.change(show, page.prediction, shown, **CHEAP, **PRIVATE)
-
