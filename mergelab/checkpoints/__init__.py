@@ -6,7 +6,8 @@ from .checkpoint import Checkpoint, MemoryCheckpoint
 from .dtypes import FLOATS, dtype_code, nbytes_of, torch_dtype
 from .header import TensorInfo
 from .sources import load, zoo_folders, zoo_path
-from .write import sweep, write
+from .whole import sweep, whole_folder
+from .write import write
 
 __all__ = [
     "FLOATS",
@@ -18,6 +19,7 @@ __all__ = [
     "nbytes_of",
     "sweep",
     "torch_dtype",
+    "whole_folder",
     "write",
     "zoo_folders",
     "zoo_path",

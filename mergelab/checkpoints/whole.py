@@ -1,16 +1,26 @@
-"""Writing a folder of any content whole or not at all, as :mod:`mergelab.checkpoints.write` does for a checkpoint."""
+"""Writing a folder whole or not at all.
+
+Everything goes into a sibling ``<out>.partial-<pid>-<random>``. Then every file and the folder is flushed to disk, the
+folder is renamed to its final name, and what lies there is verified. A reader refuses folders with a partial name, so a
+write that was killed leaves nothing that loads; the next write beside it sweeps it away.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .write import _LIVE, _UNFINISHED, _check_space, _disk_error, _sync_folder, sweep
+
+_UNFINISHED = re.compile(r"^(?P<out>.+)\.(?P<kind>partial|old)-(?P<pid>\d+)-[0-9a-f]+$")
+#: What this process is writing now.
+_LIVE: set[Path] = set()
 
 
 @contextmanager
@@ -77,3 +87,67 @@ def _swap(partial: Path, out: Path, verify: Callable[[Path], object] | None) -> 
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
             _LIVE.discard(old)
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove what killed writes left in ``folder`` (partials whose process is gone); returns what was removed.
+
+    An output that was being replaced when its writer died is put back.
+    """
+    removed: list[Path] = []
+    root = Path(folder)
+    for path in sorted(root.iterdir()) if root.is_dir() else []:
+        found = _UNFINISHED.match(path.name)
+        if not found or path.is_symlink() or not path.is_dir() or _alive(path, int(found["pid"])):
+            continue
+        original = path.with_name(found["out"])
+        if found["kind"] == "old" and not original.exists():
+            path.rename(original)
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+        removed.append(path)
+    return removed
+
+
+def _alive(path: Path, pid: int) -> bool:
+    """Whether the process that writes ``path`` still runs. Numbers are used again (always, in containers): a process
+    that started after the folder was made is not its writer."""
+    import psutil
+
+    if pid == os.getpid():
+        return path in _LIVE
+    try:
+        return psutil.Process(pid).create_time() <= path.stat().st_mtime + 1
+    except psutil.NoSuchProcess:
+        return False
+    except (psutil.Error, OSError):
+        return True
+
+
+def _check_space(parent: Path, need: int) -> None:
+    free = shutil.disk_usage(parent).free
+    if free < 1.1 * need:
+        raise CheckpointError(
+            f"The disk is full: writing needs {int(1.1 * need):,} bytes with a margin and {free:,} are free. "
+            "Free some space or choose another disk."
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries; systems that cannot open folders (Windows) do without."""
+    with suppress(PermissionError, IsADirectoryError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _disk_error(error: OSError, out: Path, need: int) -> CheckpointError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return CheckpointError(
+            f"The disk is full: {out.name} needs {need:,} bytes. Nothing was left behind; free some space or choose "
+            "another disk."
+        )
+    return CheckpointError(f"{out.name} cannot be written: {error.strerror or error}. Nothing was left behind.")

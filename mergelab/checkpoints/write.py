@@ -1,21 +1,12 @@
-"""Writing a checkpoint folder whole or not at all.
-
-Everything goes into a sibling ``<out>.partial-<pid>-<random>``: shards tensor by tensor, config and other files, the
-index last. Then every file and the folder is flushed to disk, the folder is renamed to its final name, and what lies
-there is read back and checked. A reader refuses folders with a partial name, so a write that was killed leaves nothing
-that loads; the next write beside it sweeps it away.
+"""Writing a checkpoint folder whole or not at all (see :mod:`mergelab.checkpoints.whole`): shards tensor by tensor,
+config and other files, the index last; then what lies under the final name is read back and checked.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +17,14 @@ from .header import read_header, shown
 from .index import check_shards, read_index
 from .reader import find_weights
 from .shards import Plan, ShardWriter, split, write_file
+from .whole import whole_folder
 
 if TYPE_CHECKING:
     import torch
 
-_UNFINISHED = re.compile(r"^(?P<out>.+)\.(?P<kind>partial|old)-(?P<pid>\d+)-[0-9a-f]+$")
 _RESERVED = re.compile(
     r"(^(open_clip_)?config\.json$|\.safetensors$|\.safetensors\.index\.json$|^adapter_config\.json$)"
 )
-#: What this process is writing now.
-_LIVE: set[Path] = set()
 
 
 def write(
@@ -64,57 +53,24 @@ def write(
     if that fails. Raises CheckpointError (disk full, a tensor that is not as planned, a NaN or infinity, which names
     the tensor) or Cancelled; whatever is raised, no part of the output stays.
     """
-    out = Path(folder).expanduser().resolve()
     files = dict(files or {})
-    _check_request(out, plan, files, overwrite)
+    _check_request(plan, files)
     need = sum(nbytes_of(*entry) for entry in plan.values()) + sum(len(value) for value in files.values())
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-    _LIVE.add(partial)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sweep(out.parent)
-        _check_space(out.parent, need)
-        partial.mkdir()
-        writer = ShardWriter(
-            partial, plan, split(plan, max_shard_bytes), {"format": "pt", **(metadata or {})}, allow_nonfinite
-        )
-        writer.write(tensors, progress, stop)
-        _write_small_files(partial, config, files)
-        writer.write_index()
-        _sync_folder(partial)
-        if stop is not None:
-            stop.check()
-        _move_into_place(partial, out)
-    except OSError as error:
-        raise _disk_error(error, out, need) from error
+        with whole_folder(folder, overwrite=overwrite, need=need, verify=verify) as partial:
+            writer = ShardWriter(
+                partial, plan, split(plan, max_shard_bytes), {"format": "pt", **(metadata or {})}, allow_nonfinite
+            )
+            writer.write(tensors, progress, stop)
+            _write_small_files(partial, config, files)
+            writer.write_index()
+            if stop is not None:
+                stop.check()
     finally:
-        # Also on KeyboardInterrupt and GeneratorExit; after a success the name is gone already.
-        shutil.rmtree(partial, ignore_errors=True)
-        _LIVE.discard(partial)
         close = getattr(tensors, "close", None)
         if close is not None:
             close()
-    return out
-
-
-def sweep(folder: str | Path) -> list[Path]:
-    """Remove what killed writes left in ``folder`` (partials whose process is gone); returns what was removed.
-
-    An output that was being replaced when its writer died is put back.
-    """
-    removed: list[Path] = []
-    root = Path(folder)
-    for path in sorted(root.iterdir()) if root.is_dir() else []:
-        found = _UNFINISHED.match(path.name)
-        if not found or path.is_symlink() or not path.is_dir() or _alive(path, int(found["pid"])):
-            continue
-        original = path.with_name(found["out"])
-        if found["kind"] == "old" and not original.exists():
-            path.rename(original)
-            continue
-        shutil.rmtree(path, ignore_errors=True)
-        removed.append(path)
-    return removed
+    return Path(folder).expanduser().resolve()
 
 
 def verify(folder: Path) -> None:
@@ -125,11 +81,9 @@ def verify(folder: Path) -> None:
         check_shards(read_index(index), headers, index.name)
 
 
-def _check_request(out: Path, plan: Plan, files: Mapping[str, Any], overwrite: bool) -> None:
+def _check_request(plan: Plan, files: Mapping[str, Any]) -> None:
     if not plan:
         raise CheckpointError("There is no tensor to write.")
-    if _UNFINISHED.match(out.name):
-        raise CheckpointError(f"{out.name} is a name that MergeLab keeps for unfinished writes: choose another.")
     for name, (code, shape) in plan.items():
         if not name or not name.isprintable() or name == "__metadata__":
             raise CheckpointError(f"A tensor cannot be stored under the name {shown(name)}.")
@@ -142,22 +96,6 @@ def _check_request(out: Path, plan: Plan, files: Mapping[str, Any], overwrite: b
             raise CheckpointError(f"{shown(name)} is not the plain name of a file to write.")
         if _RESERVED.search(name):
             raise CheckpointError(f"{name} is written by MergeLab itself and cannot be given as a further file.")
-    if out.exists():
-        if not out.is_dir():
-            raise CheckpointError(f"{out.name} exists and is not a folder: choose another place to write.")
-        if any(out.iterdir()) and not overwrite:
-            raise CheckpointError(
-                f"The folder {out.name} exists and is not empty: choose another, or allow overwriting."
-            )
-
-
-def _check_space(parent: Path, need: int) -> None:
-    free = shutil.disk_usage(parent).free
-    if free < 1.1 * need:
-        raise CheckpointError(
-            f"The disk is full: writing needs {int(1.1 * need):,} bytes with a margin and {free:,} are free. "
-            "Free some space or choose another disk."
-        )
 
 
 def _write_small_files(partial: Path, config: Mapping[str, Any] | None, files: Mapping[str, bytes | str]) -> None:
@@ -167,60 +105,3 @@ def _write_small_files(partial: Path, config: Mapping[str, Any] | None, files: M
         write_file(partial / name, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     for name, content in files.items():
         write_file(partial / name, content)
-
-
-def _move_into_place(partial: Path, out: Path) -> None:
-    """Rename, with what was there before kept aside until the new one is verified."""
-    old: Path | None = None
-    if out.exists():
-        old = out.with_name(f"{out.name}.old-{os.getpid()}-{secrets.token_hex(4)}")
-        _LIVE.add(old)
-        os.replace(out, old)
-    try:
-        os.replace(partial, out)
-        _sync_folder(out.parent)
-        verify(out)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        if old is not None:
-            os.replace(old, out)
-        raise
-    finally:
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
-            _LIVE.discard(old)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries; systems that cannot open folders (Windows) do without."""
-    with suppress(PermissionError, IsADirectoryError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with suppress(OSError):
-                os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _disk_error(error: OSError, out: Path, need: int) -> CheckpointError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return CheckpointError(
-            f"The disk is full: {out.name} needs {need:,} bytes. Nothing was left behind; free some space or choose "
-            "another disk."
-        )
-    return CheckpointError(f"{out.name} cannot be written: {error.strerror or error}. Nothing was left behind.")
-
-
-def _alive(path: Path, pid: int) -> bool:
-    """Whether the process that writes ``path`` still runs. Numbers are used again (always, in containers): a process
-    that started after the folder was made is not its writer."""
-    import psutil
-
-    if pid == os.getpid():
-        return path in _LIVE
-    try:
-        return psutil.Process(pid).create_time() <= path.stat().st_mtime + 1
-    except psutil.NoSuchProcess:
-        return False
-    except (psutil.Error, OSError):
-        return True

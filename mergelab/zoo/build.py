@@ -6,12 +6,8 @@ stopped or is killed leaves nothing that opens as a zoo.
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoints import load, sweep
+from ..checkpoints import load, whole_folder
 from ..models import Model, build, family_of
 from ..models.build import config_of
 from ..progress import Progress, Stop, report
@@ -78,7 +74,7 @@ def build_zoo(
     settings = Settings(tune=tune, epochs=epochs, rank=rank, seed=seed)
     target = Path(out).expanduser().resolve()
     started = time.perf_counter()
-    with _partial(target, overwrite) as folder:
+    with whole_folder(target, overwrite=overwrite) as folder:
         origin = _base_source(base)
         _copy_base(folder / "base", origin, resolution)
         _copy_suite(folder / "suite", suite, target.name)
@@ -113,7 +109,7 @@ def build_starter(
 
     target = Path(out).expanduser().resolve()
     started = time.perf_counter()
-    with _partial(target, overwrite) as folder:
+    with whole_folder(target, overwrite=overwrite) as folder:
         report(progress, 0, 1, "converting the base")
         conversion = starter.write_base(folder / "base")
         sources = starter.write_suite(folder / "suite", seed, progress, stop)
@@ -287,28 +283,3 @@ def _training(task: Task, images: int | None, seed: int) -> tuple[np.ndarray, np
         chosen = subset_indices(task, "train", images, seed)
         x, y = x[chosen], y[chosen]
     return _compact(x.numpy()), y.numpy()
-
-
-@contextmanager
-def _partial(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to build in, renamed to ``target`` when the block ends well and removed otherwise."""
-    if target.exists() and any(target.iterdir()) and not overwrite:
-        raise ZooError(f"The folder {target} exists and is not empty: choose another, or allow overwriting it.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(target.parent)
-    folder = target.with_name(f"{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-    folder.mkdir()
-    try:
-        yield folder
-        old = target.with_name(f"{target.name}.old-{os.getpid()}-{secrets.token_hex(4)}")
-        if target.exists():
-            os.replace(target, old)
-        try:
-            os.replace(folder, target)
-        except OSError:
-            if old.exists():
-                os.replace(old, target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

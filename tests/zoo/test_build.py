@@ -141,7 +141,7 @@ def test_a_folder_with_something_in_it_is_not_overwritten_unless_told(
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / "precious").write_text("x")
     options = {"out": tmp_path / "z", "epochs": 1, "images": 12, "candidates": ()}
-    with pytest.raises(ZooError, match="not empty"):
+    with pytest.raises(MergeLabError, match="not empty"):
         build_zoo(tiny_tasks, str(tiny_base), **options)
     assert (tmp_path / "z" / "precious").exists()
     build_zoo(tiny_tasks, str(tiny_base), overwrite=True, **options)
