@@ -173,6 +173,8 @@ def _predict(arguments: Any) -> int:
         pictures, weights, arguments.mode or wanted.mode, grouping=_grouping(wanted)
     )
     guess = likeliest(ran.weights, ran.logits)
+    if bool((guess < 0).any()) and not arguments.task:
+        raise MergeLabError("All weights are 0, so no task's head is chosen; say which answers with --task.")
     policy = "head given by --task" if arguments.task else "head of the task that the router finds likeliest"
     if weights is not None and not arguments.task:
         policy = "head of the task with the largest weight"

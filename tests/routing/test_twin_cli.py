@@ -228,3 +228,10 @@ def test_compare_puts_what_it_is_compared_with_in_one_table(built: Path, zoo: Pa
 def _early(folder: Path) -> int:
     early = load_routed(folder).early_router
     return sum(t.numel() * t.element_size() for t in early.state().values()) if early else 0
+
+
+def test_with_all_weights_zero_a_task_must_be_named(built: Path, image: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["twin", "predict", str(built), str(image), "--weights", "0,0,0", "--device", "cpu"]
+    assert cli.main(arguments) == 2
+    assert "--task" in capsys.readouterr().err
+    assert cli.main([*arguments, "--task", next(iter(CLASSES))]) == 0
