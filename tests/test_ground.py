@@ -14,7 +14,8 @@ import pytest
 # From the top of the house to the bottom; a room imports only from rooms after it.
 HOUSE = [
     "cli", "dashboard", "figures", "runs", "zoo", "training", "routing", "calibration", "analysis",
-    "tasks", "models", "api", "engine", "methods", "statistics", "checkpoints", "recipe", "progress", "paths", "cores", "errors",
+    "tasks", "models", "api", "engine", "methods", "statistics", "checkpoints", "recipe",
+    "progress", "paths", "cores", "errors",
 ]  # fmt: skip
 ALONE = {"figures"}  # imports no other room
 
