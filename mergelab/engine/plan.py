@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -15,6 +15,10 @@ from ..methods import Method
 from ..recipe import DTYPES, Recipe, readable_name
 from .shared import Shared, shared_by
 from .structure import FLOATS, Item, Structure, compare
+
+if TYPE_CHECKING:
+    from ..checkpoints import Checkpoint
+    from ..statistics import TaskStatistics
 
 _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -39,6 +43,12 @@ class Plan:
     out_dtype: str | None = None
     seed: int = 0
     recipe: Recipe | None = None
+    #: statistics of every model, in the models' order (empty: the method needs none)
+    statistics: tuple[TaskStatistics | None, ...] = ()
+    #: the merge that the method starts from: a plan over the same models, a checkpoint, "base", or None for the average
+    start: Plan | Checkpoint | Literal["base"] | None = None
+    #: learned coefficients: tensor name -> one per model
+    learned: Mapping[str, Sequence[float]] | None = None
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     @property

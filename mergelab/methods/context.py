@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..statistics import Block
 
 
 class Scratch(threading.local):
@@ -55,6 +58,13 @@ class Context:
     ``keys`` identify the models for randomness (their sources), so that a result depends neither on the order of the
     models nor on the order, layout, device or thread in which tensors are worked on. ``survey`` holds what the method's
     survey found.
+
+    For methods that need more: ``statistics`` of this tensor, in the models' order (``None`` where a model has none of
+    the kinds asked for), on the device; ``missing``, why there are none, in words; ``start``, the merge that the method
+    starts from (the tensor's shape, computing dtype, not to be written to), ``None`` for the average; ``learned``, one
+    coefficient per model. ``snapshot(k, weights)`` takes the weights after iteration ``k`` for every ``k`` in ``grid``
+    (it copies them at once; iterations after the last one need no call); ``log`` takes one entry of plain data a
+    tensor.
     """
 
     name: str
@@ -62,6 +72,13 @@ class Context:
     seed: int = 0
     survey: Mapping[str, Any] = field(default_factory=dict)
     scratch: Scratch | None = None
+    statistics: Sequence[Block | None] = ()
+    missing: str = ""
+    start: Tensor | None = None
+    learned: Sequence[float] | None = None
+    snapshot: Callable[[int, Tensor], None] | None = None
+    grid: Collection[int] = ()
+    log: Callable[[Mapping[str, Any]], None] | None = None
 
     def empty_like(self, like: Tensor) -> Tensor:
         """A working tensor; a kernel may also return one."""

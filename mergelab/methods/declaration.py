@@ -150,6 +150,12 @@ class Method:
     check: Callable[[Resolved], None] | None = None
     #: parameters under which the base is needed although `base` is "optional"
     needs_base: Callable[[Resolved], bool] = lambda _values: False
+    #: the kinds of statistics (see :mod:`mergelab.statistics`) that the kernel reads under these values
+    statistics: Callable[[Resolved], tuple[str, ...]] = lambda _values: ()
+    #: it starts from another merge (``context.start``); without a recipe's ``init`` from the average
+    init: bool = False
+    #: it needs one learned coefficient per tensor and model (``context.learned``)
+    learns: bool = False
 
     def describe(self) -> dict[str, Any]:
         """The method as an object of ``methods --json``."""
@@ -167,7 +173,14 @@ class Method:
             "group": self.group,
             "doc": self.doc,
             "random": self.promises.random,
+            "statistics": list(self.statistics(self.defaults())),
+            "init": self.init,
+            "learns": self.learns,
         }
+
+    def defaults(self) -> Resolved:
+        """Every parameter's default, per-model ones once: what `statistics` and `needs_base` are asked with."""
+        return {parameter.name: parameter.default for parameter in self.parameters}
 
     def parameter(self, name: str) -> Parameter:
         """The declared parameter of this name (``lambda_`` is ``lambda``); MethodError with a suggestion if none."""
