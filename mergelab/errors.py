@@ -30,6 +30,10 @@ class MethodError(MergeLabError):
     """A merge cannot be done as asked: unknown method or parameter, value out of range, models that do not fit."""
 
 
+class StatisticsError(MergeLabError):
+    """Statistics cannot be collected, read or used: which file or task, which tensor, what was expected and found."""
+
+
 class TaskError(MergeLabError):
     """A suite, a task, a head or a picture cannot be used."""
 

@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint
 from .deltas import Adapter, Change, changes
 from .dtypes import nbytes_of
 from .header import TensorInfo, load_json_object, shown
+from .identity import adapter_hash
 from .index import read_small
 from .reader import MAX_CONFIG, FileCheckpoint
 from .recognise import PICKLE_ADVICE
@@ -90,6 +91,9 @@ class AdapterCheckpoint(Checkpoint):
 
     def _fingerprint(self) -> str:
         return f"{self.base.content_hash}+{self._adapter.content_hash}+{sorted(self.settings.items(), key=str)}"
+
+    def _identity(self) -> str:
+        return adapter_hash(self.base.weights_hash, self._adapter.weights_hash, self.settings)
 
     def close(self) -> None:
         self.base.close()

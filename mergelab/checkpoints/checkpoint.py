@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, suggest
 from .header import TensorInfo, shown
+from .identity import tensors_hash
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
     config: dict[str, Any] | None
     folder: Path | None
     metadata: Mapping[str, str]
+    _weights_hash: str | None = None
 
     def __init__(
         self,
@@ -100,6 +102,19 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
             digest.update(f"\1{name}\0{self.aliases[name]}".encode())
         return digest.hexdigest()
 
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 (hex) of the weights as they are stored: names, dtypes, shapes and bytes, wherever they lie.
+
+        An adapter's is of its base's, its own tensors and its settings. Reads everything the first time.
+        """
+        if self._weights_hash is None:
+            self._weights_hash = self._identity()
+        return self._weights_hash
+
+    def _identity(self) -> str:
+        return tensors_hash(self, self.aliases)
+
     def renamed(self, name: str) -> Checkpoint:
         """The same checkpoint under another display name."""
         other = copy.copy(self)
@@ -117,16 +132,31 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
 
 
 class MemoryCheckpoint(Checkpoint):
-    """Tensors that are in memory already (a state dict). Tied tensors, found by their storage, become aliases."""
+    """Tensors that are in memory already (a state dict). Tied tensors, found by their storage, become aliases.
+
+    ``weights_hash``: of the checkpoint that they are a copy of (or a function that says it when it is asked for), where
+    they stand for it; then statistics of that checkpoint are statistics of this copy.
+    """
 
     def __init__(
-        self, tensors: Mapping[str, torch.Tensor], *, name: str = "memory", config: dict[str, Any] | None = None
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        name: str = "memory",
+        config: dict[str, Any] | None = None,
+        weights_hash: str | Callable[[], str] | None = None,
     ) -> None:
         stored, aliases = untie(tensors, name)
         infos = {key: info_of(key, tensor, "memory") for key, tensor in stored.items()}
         super().__init__(name, f"memory:{name}", infos, aliases=aliases, config=config)
         self._tensors = stored
         self._digest: str | None = None
+        self._original = weights_hash
+
+    def _identity(self) -> str:
+        if self._original is None:
+            return super()._identity()
+        return self._original if isinstance(self._original, str) else self._original()
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
         return self._tensors[info.name].detach().cpu().contiguous()

@@ -185,6 +185,11 @@ class HubCheckpoint(Checkpoint):
         assert self._local is not None
         return self._local[info.name]
 
+    def _identity(self) -> str:
+        self.fetch()
+        assert self._local is not None
+        return self._local.weights_hash
+
     def renamed(self, name: str) -> Checkpoint:
         other = HubCheckpoint(self.remote)
         other.name, other.folder, other._local = name, self.folder, self._local

@@ -1,4 +1,4 @@
-"""Writing a folder whole or not at all.
+"""Writing a folder, or a file, whole or not at all.
 
 Everything goes into a sibling ``<out>.partial-<pid>-<random>``. Then every file and the folder is flushed to disk, the
 folder is renamed to its final name, and what lies there is verified. A reader refuses folders with a partial name, so a
@@ -54,6 +54,35 @@ def whole_folder(
         _LIVE.discard(partial)
 
 
+@contextmanager
+def whole_file(
+    path: str | Path, *, overwrite: bool = False, need: int = 0, verify: Callable[[Path], object] | None = None
+) -> Iterator[Path]:
+    """The same for one file: the path of a partial file beside ``path``, for the block to create, write and flush.
+
+    When the block ends, ``verify`` looks at it and it gets its final name in one step.
+    """
+    out = Path(path).expanduser().resolve()
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+    _LIVE.add(partial)
+    try:
+        if _UNFINISHED.match(out.name) or out.is_dir() or (out.exists() and not overwrite):
+            raise CheckpointError(f"{out.name} exists or is no name for a file: choose another place to write.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out.parent)
+        _check_space(out.parent, need)
+        yield partial
+        if verify is not None:
+            verify(partial)
+        os.replace(partial, out)
+        _sync_folder(out.parent)
+    except OSError as error:
+        raise _disk_error(error, out, need) from error
+    finally:
+        partial.unlink(missing_ok=True)
+        _LIVE.discard(partial)
+
+
 def check_target(folder: str | Path, overwrite: bool = False) -> None:
     """Raise CheckpointError if ``folder`` cannot be written to; worth asking before long work."""
     out = Path(folder).expanduser().resolve()
@@ -98,7 +127,12 @@ def sweep(folder: str | Path) -> list[Path]:
     root = Path(folder)
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         found = _UNFINISHED.match(path.name)
-        if not found or path.is_symlink() or not path.is_dir() or _alive(path, int(found["pid"])):
+        if not found or path.is_symlink() or _alive(path, int(found["pid"])):
+            continue
+        if not path.is_dir():
+            if found["kind"] == "partial":
+                path.unlink(missing_ok=True)
+                removed.append(path)
             continue
         original = path.with_name(found["out"])
         if found["kind"] == "old" and not original.exists():

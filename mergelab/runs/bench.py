@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from ..analysis import Geometry, geometry
-from ..checkpoints import Checkpoint, load
+from ..checkpoints import Checkpoint, MemoryCheckpoint, load
 from ..engine import Plan, merge_to_folder, merge_to_memory, pick_device, plan_recipe
 from ..engine.plan import experts as recipe_experts
 from ..engine.workers import default_threads, ordered
@@ -243,9 +243,12 @@ def _elements(checkpoint: Checkpoint) -> int:
 
 
 def _expand(checkpoint: Checkpoint, stop: Stop | None = None) -> Checkpoint:
-    """The checkpoint as float32 tensors in memory, under its source as name; tensors are read side by side."""
+    """The checkpoint as float32 tensors in memory, under its source as name; tensors are read side by side.
+
+    It keeps the identity of its source, so that statistics that were collected from that fit the copy as well.
+    """
     read = ordered(lambda name: _float32(checkpoint[name]), list(checkpoint), default_threads(), stop)
-    return load(dict(read), name=checkpoint.source)
+    return MemoryCheckpoint(dict(read), name=checkpoint.source, weights_hash=lambda: checkpoint.weights_hash)
 
 
 def _float32(tensor: torch.Tensor) -> torch.Tensor:
