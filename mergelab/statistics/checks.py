@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import StatisticsError
@@ -42,9 +43,9 @@ def check_block(block: Block, name: str, where: str, shape: tuple[int, ...] | No
     return block.with_tensors(made)
 
 
-def check_counts(pieces: object, rows: int, examples: int, who: str) -> None:
+def check_counts(pieces: Collection[str], rows: int, examples: int, who: str) -> None:
     """At least one row behind A and G, one example behind a Fisher."""
-    for key in pieces:  # type: ignore[attr-defined]
+    for key in pieces:
         count, what = (rows, "rows") if key in ("inputs", "outputs", "mean") else (examples, "examples")
         if count < 1:
             raise StatisticsError(
@@ -52,7 +53,7 @@ def check_counts(pieces: object, rows: int, examples: int, who: str) -> None:
             )
 
 
-def check_sizes(pieces: dict[str, tuple[int, ...]], layout: str, shape: tuple[int, ...] | None, who: str) -> None:
+def check_sizes(pieces: Mapping[str, tuple[int, ...]], layout: str, shape: tuple[int, ...] | None, who: str) -> None:
     """Whether the pieces of a block fit each other and the tensor (whose ``shape`` may be unknown)."""
     if layout not in LAYOUTS:
         raise StatisticsError(f"{who}: the layout is {layout!r}; expected one of {', '.join(map(repr, LAYOUTS))}.")
@@ -102,6 +103,8 @@ def _checked(key: str, tensor: Tensor, what: str) -> Tensor:
     tensor = tensor.detach()
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
+    if not tensor.numel():
+        return tensor
     largest = float(tensor.abs().max())  # NaN wins over every number
     if not math.isfinite(largest):
         bad = tensor.numel() - int(tensor.isfinite().sum())

@@ -114,7 +114,6 @@ def _entries(
     held = _held(blocks, stored, where)
     owners: dict[str, str] = {}
     for name, said in blocks.items():
-        who = f"{where}, tensor {shown(name)}"
         _require(isinstance(said, dict), where, f"the entry of tensor {shown(name)} is {shown(said)}")
         for key in sorted(said.keys() - _BLOCK_KEYS):
             _require(False, where, f"the entry of tensor {shown(name)} has an unknown key {shown(key)}")
@@ -124,7 +123,6 @@ def _entries(
             _require(good, where, f"tensor {shown(name)} shares the inputs of {shown(owner)}, which has none")
             _require("inputs" not in held[name], where, f"tensor {shown(name)} has inputs and shares others")
             owners[name] = owner
-        del who
     for name, owner in owners.items():
         held[name].update({key: held[owner][key] for key in PIECES["gram"] if key in held[owner]})
     return {name: _entry(name, said, held[name], where) for name, said in blocks.items()}, owners

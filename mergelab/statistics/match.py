@@ -31,8 +31,9 @@ def matched(found: Mapping[str, TaskStatistics], models: Mapping[str, Checkpoint
         missing = [kind for kind in KINDS if kind in kinds and kind not in statistics.kinds]
         if missing:
             raise StatisticsError(
-                f"{statistics.where} has {_listed(statistics.kinds)} and {_listed(missing)} is needed for {name!r}: "
-                f"collect again with --kinds {','.join(dict.fromkeys([*statistics.kinds, *missing]))}."
+                f"{statistics.where}: they hold only {_listed(statistics.kinds)}, and the model {name!r} needs "
+                f"{_listed(missing)}; collect them again with --kinds "
+                f"{','.join(dict.fromkeys([*statistics.kinds, *missing]))}."
             )
     return Matched(taken, _warnings(taken, kinds))
 
@@ -55,8 +56,8 @@ def _of(name: str, model: Checkpoint, found: Mapping[str, TaskStatistics]) -> Ta
         )
     if statistics.weights_hash:
         raise StatisticsError(
-            f"{statistics.where} was collected from other weights than the model {name!r}: their hash is "
-            f"{statistics.weights_hash[:12]}, the model's {model.weights_hash[:12]}. Collect it again from this model."
+            f"{statistics.where}: they were collected from other weights than the model {name!r} has: their hash is "
+            f"{statistics.weights_hash[:12]}, the model's {model.weights_hash[:12]}. Collect them again from it."
         )
     return statistics
 

@@ -50,10 +50,13 @@ def write(
         raise StatisticsError(f"{statistics.where}: there are no statistics of any tensor to write.")
     plan, owners = _plan(statistics)
     head = Head.of(statistics, owners)
-    metadata = {"format": "pt", KEY: json.dumps(head.to_dict(), ensure_ascii=False, allow_nan=False)}
+    try:
+        text = json.dumps(head.to_dict(), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StatisticsError(f"{statistics.where}: their notes are no plain JSON data: {error}.") from None
     need = sum(statistics.entries[name].nbytes() for name in statistics.names)
     with whole_file(out, overwrite=overwrite, need=need, verify=_verify) as partial:
-        writer = ShardWriter(partial.parent, plan, {partial.name: list(plan)}, metadata)
+        writer = ShardWriter(partial.parent, plan, {partial.name: list(plan)}, {"format": "pt", KEY: text})
         writer.write(_stored(statistics, owners), progress, stop)
     return out
 

@@ -156,6 +156,7 @@ class TaskStatistics:
 def _entry(block: Block) -> Entry:
     tensors = block.tensors
     size = max((tensor.element_size() for tensor in tensors.values()), default=4)
+    size = max(size, 4)  # half precision is read as float32
     return Entry(
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         block.rows, block.examples, block.layout, block.shape, size,
