@@ -65,7 +65,7 @@ def dot(a: Tensor, b: Tensor) -> float:
     """⟨a, b⟩ over all entries, accumulated in float64 where the device has it, in blocks that fit a cache."""
     a, b = a.reshape(-1), b.reshape(-1)
     dtype = torch.float32 if a.device.type == "mps" else torch.float64
-    block = 1 << 18
+    block = 1 << 18 if a.device.type == "cpu" else 1 << 26
     return float(sum(
         torch.dot(a[start : start + block].to(dtype), b[start : start + block].to(dtype))
         for start in range(0, a.numel(), block)

@@ -106,7 +106,8 @@ class Cost:
 
     ``copies``: working tensors held at once per output tensor; ``copies_per_model``: the same for each model.
     ``passes``: times that all weights are read before the merge itself (a method may say so from its parameters).
-    ``work``: time per element and model, in units of one addition; ``spectral``: matrices are decomposed.
+    ``work``: time per element and model, in units of one addition; ``spectral``: matrices are decomposed; ``products``:
+    times that every model's statistics of a tensor are multiplied with a matrix of its shape.
     """
 
     copies: float = 2.0
@@ -114,6 +115,7 @@ class Cost:
     passes: Callable[[Resolved], int] = lambda _values: 0
     work: float = 1.0
     spectral: bool = False
+    products: Callable[[Resolved], int] = lambda _values: 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""RegMean: the linear layer whose outputs are closest to all experts' outputs on their own inputs, in closed form."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from ._blocks import (
+    LACKS,
+    LEFTOVER,
+    TASK_WEIGHT,
+    Work,
+    check_weights,
+    matrices,
+    norm,
+    off_diagonal,
+    ridge,
+    system,
+    with_leftovers,
+)
+from ._direct import solve
+from ._matching import Gram
+from .context import Context
+from .declaration import Cost, Promises, method
+
+#: A result this many times larger than the largest expert is no solution but an unseen direction blown up.
+_MOST = 10.0
+
+
+@method(
+    name="regmean",
+    title="RegMean",
+    kind="matched",
+    group="matched",
+    summary="Each linear layer's least-squares fit to all experts' outputs on their own inputs.",
+    formula=r"W = \Bigl(\sum_t w_t A_t\Bigr)^{-1} \sum_t w_t A_t W_t,\quad A_t = \tfrac1n X_t^\top X_t",
+    paper="Dataless knowledge fusion by merging weights of language models (Jin et al., 2022)",
+    url="https://arxiv.org/abs/2212.09849",
+    doc="Solves a least-squares problem per linear layer, so that the merged layer gives on each task's inputs what "
+    "that task's expert gives there; it needs only the inputs' second moments, without labels. It is usually the best "
+    "step up from merging without data, since tasks that use different input directions stop overwriting each other. "
+    "It does not know which outputs matter and has nothing to say about biases, norms and embeddings, and with very "
+    "few examples the moments have not full rank and much stays at the init.",
+    gives="weights",
+    base="optional",
+    models_min=2,
+    data="unlabelled",
+    parameters=(
+        off_diagonal(0.9),
+        ridge(1e-8),
+        LEFTOVER,
+        TASK_WEIGHT,
+    ),
+    promises=Promises(equal={}),
+    cost=Cost(copies=7, work=4, products=lambda _values: 2),
+    check=lambda values: check_weights(values, "regmean"),
+    statistics=lambda values: with_leftovers(("gram",), values),
+    init=True,
+)
+def regmean(
+    base: Tensor | None,
+    experts: list[Tensor],
+    *,
+    context: Context,
+    off_diagonal: float,
+    ridge: float,
+    leftover: str,
+    weight: list[float],
+) -> Tensor:
+    """(Σ w A)⁻¹ Σ w A W (Jin et al., 2022, equation 2), solved for the difference from the start."""
+    started = time.perf_counter()
+    work = Work(base, experts, weight, context)
+    if work.equal:
+        return work.same()
+    blocks = work.blocks("gram")
+    if blocks is None:
+        return work.leave(leftover, context.missing or LACKS["gram"])
+    layout = blocks[0].layout
+    start = matrices(work.start, layout, 1)[0]
+    made = system("gram", blocks, weight, start, alpha=off_diagonal)
+    assert isinstance(made, Gram)
+    if not float(made.sum.diagonal().max()):
+        work.log(by="init", out=None, stopped="no information")
+        return work.start
+    right, _ = made.right([matrices(expert, layout, 1)[0] for expert in experts], start)
+    most = _MOST * max(norm(expert) for expert in [*experts, start])
+    found = solve(
+        made.sum, right, left=made.left, ridge=ridge, exact=start.dtype == torch.float64,
+        fits=lambda delta: bool(norm(start + delta) <= most),
+    )  # fmt: skip
+    out = (start + found.delta).view(work.start.shape)
+    work.log(
+        by=found.by, out=out, ridge=found.ridge, relative_residual=found.residual,
+        seconds=time.perf_counter() - started,
+    )  # fmt: skip
+    return out
