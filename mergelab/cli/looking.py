@@ -20,6 +20,8 @@ def add(verb: Verb) -> None:
     evaluate.add_argument(
         "--limit", type=positive, metavar="N", help="at most N items a task (a fixed, balanced subset)"
     )
+    evaluate.add_argument("--surgery", metavar="FILE", help="with the corrections that `surgery` wrote; then the task "
+                          "id is needed at inference")  # fmt: skip
     device(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -39,10 +41,15 @@ def _evaluate(arguments: Any) -> int:
 
     tasks = [name.strip() for name in arguments.tasks.split(",")] if arguments.tasks else None
     line = Line()
-    evaluation = evaluate(
-        arguments.source, arguments.suite, split=arguments.split, limit=arguments.limit, tasks=tasks,
-        device=arguments.device, progress=line,
-    )  # fmt: skip
+    options = {"split": arguments.split, "limit": arguments.limit, "tasks": tasks, "device": arguments.device}
+    if arguments.surgery:
+        from ..runs.surgery import evaluate_with_surgery
+
+        evaluation = evaluate_with_surgery(
+            arguments.source, arguments.surgery, arguments.suite, progress=line, **options
+        )
+    else:
+        evaluation = evaluate(arguments.source, arguments.suite, progress=line, **options)
     line.end()
     result = evaluation.to_dict()
     print(json.dumps(result, indent=2) if arguments.json else evaluation_table(result))

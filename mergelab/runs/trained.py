@@ -1,4 +1,4 @@
-"""Merges whose coefficients are learned: recipe in, coefficients out, once; with them the recipe is an ordinary merge."""
+"""Merges whose coefficients are learned first: with the coefficients a recipe is an ordinary merge."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def prepare(
 ) -> Learned:
     """The coefficients of a recipe whose method learns them.
 
-    ``learned`` (or the recipe's own key ``learned``): coefficients of an earlier run, from its ``mergelab_learned.json``
-    or merged folder; then nothing is learned, but that they belong to these models is checked. ``suite`` stands for the
-    recipe's; every model's inputs and head are those of the suite's task of its name. ``load`` and ``model`` (built
-    from the recipe's base) are for callers that hold them already.
+    ``learned`` (or the recipe's own key ``learned``): coefficients of an earlier run, from its
+    ``mergelab_learned.json`` or merged folder; then nothing is learned, but that they belong to these models is
+    checked. ``suite`` stands for the recipe's; every model's inputs and head are those of the suite's task of its name.
+    ``load`` and ``model`` (built from the recipe's base) are for callers that hold them already.
 
     Raises RecipeError without a suite, TaskError when a model has no task, MethodError when the given coefficients
     belong to other models, and what :func:`~mergelab.training.adamerging.learn` raises.

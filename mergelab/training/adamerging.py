@@ -179,8 +179,8 @@ def _tasks(plan: Plan, inputs: Sequence[Unlabelled], settings: Settings, device:
 
 def head_on(head: Head, device: torch.device) -> Head:
     """The head with its tensors on ``device``."""
-    moved = {key: getattr(head, key) for key in ("weight", "bias", "projection")}
-    return replace(head, **{key: None if value is None else value.to(device) for key, value in moved.items()})
+    bias, projection = (None if one is None else one.to(device) for one in (head.bias, head.projection))
+    return replace(head, weight=head.weight.to(device), bias=bias, projection=projection)
 
 
 class _Trace:

@@ -63,24 +63,30 @@ def task_of(suite: Suite, name: str) -> Task:
 
 
 def frozen_heads(model: Model, suite: Suite, tasks: Sequence[Task]) -> dict[str, Head]:
-    """The head of every task: trained with its expert where the suite's zoo has it, else zero-shot from class names.
+    """The head of every task, as :func:`known_heads` finds them; TaskError for a task that has none."""
+    out = known_heads(model, suite, tasks)
+    for task in tasks:
+        if task.name not in out:
+            raise TaskError(
+                f"The task {task.name} has no trained head in the suite {suite.name} and {model.name} cannot embed "
+                "class names, so there are no outputs to look at. Use a zoo's suite, or a model with a text side."
+            )
+    return out
 
-    Raises TaskError where there is neither, or the head does not fit the model.
+
+def known_heads(model: Model, suite: Suite, tasks: Sequence[Task]) -> dict[str, Head]:
+    """Heads by task: trained with its expert where the suite's zoo has it, else zero-shot from class names if possible.
+
+    Raises TaskError when a head does not fit the model or its task.
     """
     trained = heads_for(suite)
     fit = not model.has_text or heads_fit(suite, model)
     out: dict[str, Head] = {}
     for task in tasks:
         if fit and task.name in trained:
-            head = trained[task.name]
+            out[task.name] = check_head(trained[task.name], task, model.width, model.name)
         elif model.has_text:
-            head = zero_shot_head(model, task)
-        else:
-            raise TaskError(
-                f"The task {task.name} has no trained head in the suite {suite.name} and {model.name} cannot embed "
-                "class names, so there are no outputs to look at. Use a zoo's suite, or a model with a text side."
-            )
-        out[task.name] = check_head(head, task, model.width, model.name)
+            out[task.name] = check_head(zero_shot_head(model, task), task, model.width, model.name)
     return out
 
 
