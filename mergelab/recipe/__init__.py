@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .checks import DTYPES, Frozen, Scalar, readable_name
 from .recipe import ModelEntry, Recipe
+from .start import Init
 
-__all__ = ["DTYPES", "Frozen", "ModelEntry", "Recipe", "Scalar", "readable_name"]
+__all__ = ["DTYPES", "Frozen", "Init", "ModelEntry", "Recipe", "Scalar", "readable_name"]

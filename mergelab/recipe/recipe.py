@@ -2,8 +2,9 @@
 
 The form on the page, YAML, JSON, the command line, the model card and the history are all views of a :class:`Recipe`.
 The YAML keys are mergekit's (``merge_method``, ``base_model``, ``models``, ``parameters``, ``dtype``, ``out_dtype``),
-plus ``seed``, ``suite`` and ``title``. Nothing here reads a checkpoint or knows a method: that a method exists and that
-its parameters are in range is checked by :mod:`mergelab.methods`.
+plus ``seed``, ``suite`` and ``title``, and for methods that need them ``init`` (the merge to start from),
+``statistics`` (a folder) and ``learned`` (a file of coefficients). Nothing here reads a checkpoint or knows a method:
+that a method exists and that its parameters are in range is checked by :mod:`mergelab.methods`.
 """
 
 from __future__ import annotations
@@ -31,8 +32,12 @@ from .checks import (
     some_parameters,
     unknown,
 )
+from .start import Init
 
-_KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "seed", "suite", "title")
+_KEYS = (
+    "merge_method", "base_model", "models", "parameters", "init", "statistics", "learned", "dtype", "out_dtype",
+    "seed", "suite", "title",
+)  # fmt: skip
 _NOT_YET = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
 _ENTRY_KEYS = ("model", "name", "parameters")
 
@@ -87,7 +92,8 @@ class Recipe:
 
     ``dtype`` is what the merge computes in (``float32`` unless ``float64``; the half types mean float32 with the result
     in that type) and ``out_dtype`` what the result is stored in (default: ``dtype`` if given, else the type each tensor
-    has). Raises :class:`~mergelab.errors.RecipeError` naming the key when something is malformed.
+    has). ``init`` may be given as :meth:`Init.of` takes it; ``statistics`` is a folder of them, ``learned`` a file of
+    learned coefficients. Raises :class:`~mergelab.errors.RecipeError` naming the key when something is malformed.
     """
 
     merge_method: str
@@ -99,10 +105,13 @@ class Recipe:
     seed: int = 0
     suite: str | None = None
     title: str | None = None
+    init: Init | None = None
+    statistics: str | None = None
+    learned: str | None = None
 
     def __post_init__(self) -> None:
         a_text(self.merge_method, "merge_method", required=True)
-        for key in ("base_model", "suite", "title"):
+        for key in ("base_model", "suite", "title", "statistics", "learned"):
             a_text(getattr(self, key), key, required=False)
         if isinstance(self.models, str | Mapping) or not isinstance(self.models, Iterable):
             raise RecipeError(f"'models' must be a list of models, not {kind(self.models)}.")
@@ -111,6 +120,7 @@ class Recipe:
             raise RecipeError("'models' is empty: list at least one model to merge, such as zoo:starter/mnist.")
         object.__setattr__(self, "models", entries)
         object.__setattr__(self, "parameters", some_parameters(self.parameters, "'parameters'"))
+        object.__setattr__(self, "init", Init.of(self.init))
         object.__setattr__(self, "dtype", a_dtype(self.dtype, "dtype"))
         object.__setattr__(self, "out_dtype", a_dtype(self.out_dtype, "out_dtype"))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
@@ -144,7 +154,9 @@ class Recipe:
         out["models"] = [entry.to_dict() for entry in self.models]
         if self.parameters:
             out["parameters"] = dict(self.parameters)
-        for key in ("dtype", "out_dtype", "seed", "suite", "title"):
+        if self.init is not None:
+            out["init"] = self.init.to_plain()
+        for key in ("statistics", "learned", "dtype", "out_dtype", "seed", "suite", "title"):
             if getattr(self, key) is not None:
                 out[key] = getattr(self, key)
         return out
@@ -211,9 +223,9 @@ class Recipe:
         """SHA-256 (hex) of what determines the merged weights.
 
         The order of keys, the title, the suite and the models' display names do not matter; 1 and 1.0 are the same
-        value.
+        value. ``init``, ``statistics`` and ``learned`` are in it only where they are set, as strings.
         """
-        essence = {
+        essence: dict[str, Any] = {
             "merge_method": self.merge_method,
             "base_model": self.base_model,
             "models": [[entry.model, canonical(entry.parameters)] for entry in self.models],
@@ -222,4 +234,6 @@ class Recipe:
             "out_dtype": self.out_dtype,
             "seed": self.seed,
         }
+        later = {"init": self.init and self.init.essence, "statistics": self.statistics, "learned": self.learned}
+        essence |= {key: value for key, value in later.items() if value is not None}
         return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
