@@ -1,0 +1,10 @@
+"""Statistics of experts from a model and examples: Gram matrices, K-FAC factors, Fishers."""
+
+from __future__ import annotations
+
+from .collect import EXAMPLES, collect_stats, logits_of
+from .inputs import Batch
+from .labels import CLASS_LIMIT
+from .wanted import BLOCK_LIMIT, MAX_OUTPUTS
+
+__all__ = ["BLOCK_LIMIT", "CLASS_LIMIT", "EXAMPLES", "MAX_OUTPUTS", "Batch", "collect_stats", "logits_of"]
