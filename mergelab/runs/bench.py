@@ -119,13 +119,19 @@ class Bench:
         """The merged tensors of ``recipe``, in float32, from memory; cached by the recipe's hash."""
         state = self._merged.get(recipe.hash)
         if state is None:
-            state = merge_to_memory(self._plan(recipe), device=self.device, progress=progress, stop=stop)
+            state = merge_to_memory(self.plan(recipe), device=self.device, progress=progress, stop=stop)
             self._merged.put(recipe.hash, state)
         return state
 
-    def _plan(self, recipe: Recipe) -> Plan:
-        """The plan over resident checkpoints. Recipes that differ in values only share what was read and compared."""
-        key = (recipe.base_model, tuple(entry.model for entry in recipe.models), recipe.names, recipe.dtype)
+    def plan(self, recipe: Recipe) -> Plan:
+        """The plan of a recipe over resident checkpoints.
+
+        Recipes that differ in values only share what was read and compared.
+        """
+        models = tuple(entry.model for entry in recipe.models)
+        key = (recipe.base_model, models, recipe.names, recipe.dtype)
+        if recipe.statistics or recipe.init or recipe.learned:
+            key += (recipe.hash,)  # what else it needs depends on the method and its values
         if key not in self._plans:
             self._plans[key] = plan_recipe(recipe.replace(out_dtype=None), load=self._load)
             return self._plans[key]

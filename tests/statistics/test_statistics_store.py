@@ -301,7 +301,7 @@ def test_numbers_that_are_no_statistics_are_refused_when_they_are_read(
     path = forged(tmp_path, tensors=lambda t: t.update({key: value(t[key]).contiguous()}))
     found = read(path)
     tensor = key.rpartition("/")[0]
-    with pytest.raises(StatisticsError, match=f"bad.safetensors, tensor '{re.escape(tensor)}': {sentence}"):
+    with pytest.raises(StatisticsError, match=f"bad.safetensors, tensor '{re.escape(tensor)}': .*{sentence}"):
         found.block(tensor)
     others = [name for name in found.names if name != tensor]
     assert all(found.block(name) is not None for name in others)
