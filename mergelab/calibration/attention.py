@@ -33,11 +33,11 @@ def opened(modules: Iterable[nn.MultiheadAttention], tell: Tell) -> Iterator[Non
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, forward in former:
+        for changed, forward in former:
             if forward is None:
-                module.__dict__.pop("forward", None)
+                changed.__dict__.pop("forward", None)
             else:
-                module.__dict__["forward"] = forward
+                changed.__dict__["forward"] = forward
 
 
 class _Forward:

@@ -1,4 +1,4 @@
-"""Statistics against explicit loops: Grams, output factors, diagonal and full Fishers, at any batch size and padding."""
+"""Statistics against explicit loops: Grams, output factors, Fishers, at any batch size and padding."""
 
 from __future__ import annotations
 
