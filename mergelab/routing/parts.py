@@ -39,6 +39,12 @@ class LowRank:
         """The leading ``rank`` singular directions, by reference."""
         return replace(self, u=self.u[:, :rank], s=self.s[:rank], v=self.v[:rank])
 
+    def share(self, u: Tensor, v: Tensor) -> None:
+        """Keep these equal tensors in place of its own, so that the numbers are in memory once."""
+        if (u.dtype, u.device, v.dtype) == (self.u.dtype, self.u.device, self.v.dtype):
+            object.__setattr__(self, "u", u)
+            object.__setattr__(self, "v", v)
+
     def dense(self) -> Tensor:
         """The change it stands for, float32, of ``shape``."""
         return ((self.u.float() * self.s.float()) @ self.v.float()).reshape(self.shape)
@@ -67,6 +73,11 @@ class Dense:
     @property
     def nbytes(self) -> int:
         return self.delta.numel() * self.delta.element_size()
+
+    def share(self, delta: Tensor) -> None:
+        """Keep this equal tensor in place of its own, so that the numbers are in memory once."""
+        if (delta.dtype, delta.device) == (self.delta.dtype, self.delta.device):
+            object.__setattr__(self, "delta", delta)
 
     def dense(self) -> Tensor:
         return self.delta.float()

@@ -208,7 +208,7 @@ print(resident() - start)
 """
 
 
-def memory(routed: RoutedModel) -> dict[str, Any]:
+def memory(routed: RoutedModel, rounds: int) -> dict[str, Any]:
     """Resident memory of a loaded routed model after its first pass, less that of the shared model alone, each in a
     process of its own."""
     from mergelab.routing.store import save
@@ -217,15 +217,17 @@ def memory(routed: RoutedModel) -> dict[str, Any]:
         folder = save(routed.at_rank(8), Path(place) / "routed")
         shared = sum(f.stat().st_size for f in (folder / "shared").glob("*.safetensors"))
         whole = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
-        grown = []
-        for plain in (True, False):
-            code = MEMORY.format(root=str(ROOT), folder=str(folder), tasks=TASKS, plain=plain)
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            grown.append(int(done.stdout.strip().splitlines()[-1]))
+        grown: dict[bool, list[int]] = {True: [], False: []}
+        for _ in range(rounds):
+            for plain, found in grown.items():
+                code = MEMORY.format(root=str(ROOT), folder=str(folder), tasks=TASKS, plain=plain)
+                done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+                found.append(int(done.stdout.strip().splitlines()[-1]))
+    alone, routed_bytes = (statistics.median(found) for found in grown.values())
     return {
         "shared model, bytes": shared, "parts, router and heads, bytes": whole - shared,
-        "resident: shared model alone": grown[0], "resident: routed model": grown[1],
-        "resident beyond the shared model / bytes of parts": (grown[1] - grown[0]) / (whole - shared),
+        "resident: shared model alone": grown[True], "resident: routed model": grown[False],
+        "resident beyond the shared model / bytes of parts": (routed_bytes - alone) / (whole - shared),
     }  # fmt: skip
 
 
@@ -237,6 +239,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--inputs", type=int, default=1000)
     parser.add_argument("--stream-rounds", type=int, default=1)
+    parser.add_argument("--memory-rounds", type=int, default=5)
     parser.add_argument("--matrices", type=int, default=24)
     parser.add_argument("--small", action="store_true", help="2 layers instead of 12, to try the script")
     parser.add_argument("--only", choices=("passes", "stream", "decomposition", "memory"))
@@ -271,7 +274,7 @@ def main() -> None:
         "passes": lambda: passes(model, routed, options),
         "stream": lambda: end_to_end(model, routed, options),
         "decomposition": lambda: decomposition(shared, them, options),
-        "memory": lambda: memory(routed),
+        "memory": lambda: memory(routed, options.memory_rounds),
     }
     for name, measure in asked.items():
         if options.only in (None, name):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..parts import LowRank, Part
+from ..parts import Dense, LowRank, Part
 from .active import Pass
 
 #: Numbers in the largest temporary of per-row weights; more rows than fit are taken in chunks.
@@ -17,10 +17,10 @@ ROOM = 1 << 24
 
 
 class Matrix:
-    """Parts of a matrix (or of a kernel flattened to one): delta(w) = U·diag(w of each rank)·A + sum_t w_t D_t.
+    """Parts of a matrix (or of a kernel flattened to one): delta(w) = U·diag(s·w of each rank)·A + sum_t w_t D_t.
 
-    u ``[m, R]`` and a ``[R, n]`` (singular values in a) stack the factors of all tasks, R being the sum of the ranks;
-    dense ``[K, m, n]`` the parts that are not factors.
+    u ``[m, R]``, s ``[R]`` and a ``[R, n]`` stack the factors of all tasks, R being the sum of the ranks; dense
+    ``[K, m, n]`` the parts that are not factors. The parts become views of the stacks: nothing is held twice.
     """
 
     def __init__(self, parts: Sequence[Part | None], like: Tensor) -> None:
@@ -33,26 +33,34 @@ class Matrix:
         self.tasks = torch.tensor([t for t, p in low for _ in range(p.rank)], dtype=torch.long, device=like.device)
         self.a: Tensor | None = None
         self.folded = False
+        self._low = [p for _, p in low]
         if low:
-            rank = len(self.tasks)
-            self.a, self.u = torch.empty(rank, n, **kept), torch.empty(m, rank, **kept)
-            at = 0
-            for _, part in low:
-                to = at + part.rank
-                self.a[at:to] = part.s.float()[:, None] * part.v.float()
-                self.u[:, at:to] = part.u
-                at = to
+            self.a, self.u = torch.cat([p.v.to(**kept) for p in self._low]), torch.empty(m, len(self.tasks), **kept)
+            self.s = torch.cat([p.s.to(**kept) for p in self._low])
+            torch.cat([p.u.to(**kept) for p in self._low], 1, out=self.u)
+            self.lend()
         self.dense_tasks = torch.tensor([t for t, _ in full], dtype=torch.long, device=like.device)
         self.dense: Tensor | None = None
         if full:
             self.dense = torch.empty(len(full), m, n, **kept)
             for i, (_, whole) in enumerate(full):
                 self.dense[i] = whole.dense().reshape(m, n)
+                if isinstance(whole, Dense):
+                    whole.share(self.dense[i].view(whole.shape))
+
+    def lend(self) -> None:
+        """Let the parts be views of the stacks as they are now."""
+        assert self.a is not None
+        at = 0
+        for part in self._low:
+            to = at + part.rank
+            part.share(self.u[:, at:to], self.a[at:to])
+            at = to
 
     def low_weights(self, now: Pass) -> Tensor:
-        """``[B, R]``: of every row, the weight of each stacked direction."""
+        """``[B, R]``: of every row, the weight of each stacked direction, its singular value included."""
         assert self.a is not None
-        return now.of(self.tasks, self.key, self.a)
+        return now.of(self.tasks, self.key, self.a) * self.s
 
     def dense_weights(self, now: Pass) -> Tensor:
         """``[B, K]``: of every row, the weight of each dense part."""
@@ -106,8 +114,16 @@ class Vector:
         self.key = ("vector", tuple(t for t, _ in has))
         self.tasks = torch.tensor([t for t, _ in has], dtype=torch.long, device=like.device)
         self.values = torch.empty(len(has), *self.shape, dtype=like.dtype, device=like.device)
-        for i, (_, part) in enumerate(has):
+        self._parts = [p for _, p in has]
+        for i, part in enumerate(self._parts):
             self.values[i] = part.dense().reshape(self.shape)
+        self.lend()
+
+    def lend(self) -> None:
+        """Let the parts be views of the stack as it is now."""
+        for i, part in enumerate(self._parts):
+            if isinstance(part, Dense):
+                part.share(self.values[i].view(part.shape))
 
     def change(self, now: Pass) -> Tensor:
         """``[B, ...]``: sum_t w_t part_t of every row."""
@@ -161,15 +177,18 @@ class Fold:
         else:
             whole = torch.cat([c.t() for c in columns], 1)
             matrix.u, self.outer = whole[:, : self.rank], whole.t()
+        matrix.lend()
         if vector is not None:
             vector.values = self.outer[self.rank : self.rank + len(vector.tasks)]
+            vector.lend()
         self.tasks = torch.cat(tasks)
+        self.scale = torch.cat([matrix.s, matrix.s.new_ones(len(self.tasks) - self.rank)])
         self.key = ("fold", tuple(self.tasks.tolist()))
         self.inner = matrix.u if flip else matrix.a.t()
 
     def start(self, flat: Tensor, whole: tuple[int, ...], dim: int, now: Pass) -> Tensor:
         """The output ``[N, m]`` without the shared matrix's share, for inputs ``[N, n]`` of the shape ``whole``."""
-        lead, ndim, rank = now.of(self.tasks, self.key, flat), len(whole) + 1, self.rank
+        lead, ndim, rank = now.of(self.tasks, self.key, flat) * self.scale, len(whole) + 1, self.rank
         if torch.is_grad_enabled():
             rest = now.lift(lead[:, rank:], ndim, dim).expand(*whole, -1)
             few = (flat @ self.inner).view(*whole, rank) * now.lift(lead[:, :rank], ndim, dim)
