@@ -129,7 +129,7 @@ class Bench:
         Recipes that differ in values only share what was read and compared.
         """
         models = tuple(entry.model for entry in recipe.models)
-        key = (recipe.base_model, models, recipe.names, recipe.dtype)
+        key: tuple[Any, ...] = (recipe.base_model, models, recipe.names, recipe.dtype)
         if recipe.statistics or recipe.init or recipe.learned:
             key += (recipe.hash,)  # what else it needs depends on the method and its values
         if key not in self._plans:

@@ -10,7 +10,8 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import methods
 from ..engine import merge_to_memory, plan_recipe
@@ -29,6 +30,8 @@ from .trained import planned, prepare
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..statistics import TaskStatistics
+
 State: TypeAlias = "Mapping[str, Tensor]"
 #: A function of one's own that measures merged weights on validation data: task -> accuracy from 0 to 1.
 Measure: TypeAlias = Callable[[State], Mapping[str, float]]
@@ -45,6 +48,7 @@ def choose(
     limit: int | None = None,
     tasks: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    statistics: str | Path | Mapping[str, TaskStatistics] | None = None,
     oracle: bool = False,
     progress: Progress | None = None,
     stop: Stop | None = None,
@@ -61,6 +65,7 @@ def choose(
         tasks: the tasks to measure (a bench only); by default those of the suite that the recipe has an expert for,
             else all that have one, else all.
         seeds: seeds of the merge, for methods with randomness; accuracies are means over them.
+        statistics: those of the tasks, a folder or a mapping, instead of the recipe's.
 
     A point whose weights give no finite features counts as not measured. Raises TaskError, RecipeError or MethodError
     for what cannot be chosen from: an unknown parameter, a value out of range, an empty grid, test data.
@@ -76,16 +81,22 @@ def choose(
     recipes = [with_values(recipe, point) for point in points]
     for candidate in recipes:
         _resolve(method, candidate)
-    judge: _Judge
-    if isinstance(place, Bench):
-        judge = _OnBench(place, recipe, split=split, limit=limit, tasks=tasks, stop=stop)
-    else:
-        judge = _ByHand(place)
+    judge = (
+        _OnBench(place, recipe, statistics, split=split, limit=limit, tasks=tasks, stop=stop)
+        if isinstance(place, Bench)
+        else _Judge(place, statistics, stop)
+    )
     chosen_seeds = tuple(dict.fromkeys(seeds or (recipe.seed,)))
     chosen_seeds = chosen_seeds if method.promises.random else chosen_seeds[:1]
     found: list[list[Mapping[str, float] | str]] = [[] for _ in points]
     total = len(points) * len(chosen_seeds)
-    for done, (index, state) in enumerate(_states(judge, recipes, points, chosen_seeds, stop)):
+    at = [0]
+
+    def inner(_done: int, _total: int, text: str) -> None:
+        report(progress, at[0], total, text)
+
+    for done, (index, state) in enumerate(_states(judge, recipes, points, chosen_seeds, progress=inner, stop=stop)):
+        at[0] = done
         report(progress, done, total, f"measuring {values_text(points[index])}")
         if stop is not None:
             stop.check()
@@ -156,22 +167,25 @@ def _states(
     recipes: Sequence[Recipe],
     points: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
+    *,
+    progress: Progress | None,
     stop: Stop | None,
 ) -> Iterator[tuple[int, State]]:
     """(index of the point, merged weights) for every point and seed; iterations of one solve come from one pass."""
     if not (_solves(methods.get(recipes[0].merge_method)) and _ITERATIONS in points[0]):
         for index, seed in itertools.product(range(len(points)), seeds):
-            yield index, judge.merged(recipes[index].replace(seed=seed), stop)
+            yield index, judge.merged(recipes[index].replace(seed=seed))
         return
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, point in enumerate(points):
         groups.setdefault(tuple(value for name, value in point.items() if name != _ITERATIONS), []).append(index)
     for members, seed in itertools.product(groups.values(), seeds):
         plan = judge.plan(recipes[members[-1]].replace(seed=seed))
-        shots = merge_snapshots(plan, [points[i][_ITERATIONS] for i in members], device=judge.device, stop=stop)
+        steps = [points[index][_ITERATIONS] for index in members]
+        shots = merge_snapshots(plan, steps, device=judge.device, progress=progress, stop=stop)
         try:
-            for index in members:
-                yield index, shots.state(points[index][_ITERATIONS])
+            for index, step in zip(members, steps, strict=True):
+                yield index, shots.state(step)
         finally:
             shots.close()
 
@@ -193,53 +207,72 @@ def _point(values: Mapping[str, Any], results: Sequence[Mapping[str, float] | st
     return GridPoint(values, sum(tasks.values()) / len(tasks), tasks, by_seed)
 
 
-class _Judge(Protocol):
-    """Merges and measures."""
+class _Judge:
+    """Merges, and measures by a function of the caller's."""
 
-    device: str
-    suite: str | None
-    items: dict[str, int]
+    device = "auto"
+    suite: str | None = None
 
-    def plan(self, recipe: Recipe) -> Plan: ...
+    def __init__(self, measure: Measure | None, statistics: Any, stop: Stop | None) -> None:
+        self._measure, self.statistics, self.stop = measure, statistics, stop
+        self.items: dict[str, int] = {}
 
-    def merged(self, recipe: Recipe, stop: Stop | None) -> State: ...
+    def plan(self, recipe: Recipe) -> Plan:
+        return plan_recipe(recipe, statistics=self.statistics)
 
-    def measure(self, state: State) -> Mapping[str, float]: ...
+    def merged(self, recipe: Recipe) -> State:
+        learns = methods.get(recipe.merge_method).learns
+        plan = planned(recipe, prepare(recipe, stop=self.stop)) if learns else self.plan(recipe)
+        return merge_to_memory(plan, stop=self.stop)
+
+    def measure(self, state: State) -> Mapping[str, float]:
+        assert self._measure is not None
+        found = self._measure(state)
+        if not isinstance(found, Mapping) or not found:
+            raise TaskError("The validation function must give {task: accuracy}, with at least one task.")
+        return found
 
 
-class _OnBench:
-    """A bench: resident checkpoints and its suite."""
+class _OnBench(_Judge):
+    """Resident checkpoints, and a suite that measures."""
 
     def __init__(
         self,
         bench: Bench,
         recipe: Recipe,
+        statistics: Any,
         *,
         split: str,
         limit: int | None,
         tasks: Sequence[str] | None,
         stop: Stop | None,
     ) -> None:
-        self.bench, self.split, self.limit, self.stop = bench, split, limit, stop
+        super().__init__(None, statistics, stop)
+        self.bench, self.split, self.limit = bench, split, limit
         self.model = bench.model()
         assert bench.suite is not None  # the model is there only with a suite
-        self.device = bench.device
-        self.suite: str | None = bench.suite.name
-        self.items: dict[str, int] = {}
+        self.device, self.suite = bench.device, bench.suite.name
         if tasks is None:
             seen = [task.name for task in bench.suite if task.seen]
             tasks = [name for name in seen if name in recipe.names] or seen or bench.suite.names
         self.tasks = tuple(task.name for task in bench.suite.pick(tasks))
 
     def plan(self, recipe: Recipe) -> Plan:
-        return self.bench.plan(recipe)
+        if self.statistics is None:
+            return self.bench.plan(recipe)
+        return plan_recipe(recipe.replace(out_dtype=None), load=self.bench._load, statistics=self.statistics)
 
-    def merged(self, recipe: Recipe, stop: Stop | None) -> State:
-        if not methods.get(recipe.merge_method).learns:
-            return self.bench.merged(recipe, stop=stop)
-        learned = prepare(recipe, suite=self.bench.suite, load=self.bench._checkpoint, model=self.model, stop=stop)
-        plan = planned(recipe.replace(out_dtype=None), learned, load=self.bench._checkpoint)
-        return merge_to_memory(plan, device=self.device, stop=stop)
+    def merged(self, recipe: Recipe) -> State:
+        method = methods.get(recipe.merge_method)
+        if method.learns:
+            load = self.bench._load
+            learned = prepare(recipe, suite=self.bench.suite, load=load, model=self.model, stop=self.stop)
+            plan = planned(recipe.replace(out_dtype=None), learned, load=load)
+        elif self.statistics is None:
+            return self.bench.merged(recipe, stop=self.stop)
+        else:
+            plan = self.plan(recipe)
+        return merge_to_memory(plan, device=self.device, stop=self.stop)
 
     def measure(self, state: State) -> Mapping[str, float]:
         assert self.bench.suite is not None
@@ -249,27 +282,3 @@ class _OnBench:
         )  # fmt: skip
         self.items.update({name: score.n for name, score in found.tasks.items()})
         return {name: score.accuracy for name, score in found.tasks.items()}
-
-
-class _ByHand:
-    """A function of the caller's."""
-
-    def __init__(self, measure: Measure) -> None:
-        self._measure = measure
-        self.device = "auto"
-        self.suite: str | None = None
-        self.items: dict[str, int] = {}
-
-    def plan(self, recipe: Recipe) -> Plan:
-        return plan_recipe(recipe)
-
-    def merged(self, recipe: Recipe, stop: Stop | None) -> State:
-        learns = methods.get(recipe.merge_method).learns
-        plan = planned(recipe, prepare(recipe, stop=stop)) if learns else self.plan(recipe)
-        return merge_to_memory(plan, stop=stop)
-
-    def measure(self, state: State) -> Mapping[str, float]:
-        found = self._measure(state)
-        if not isinstance(found, Mapping) or not found:
-            raise TaskError("The validation function must give {task: accuracy}, with at least one task.")
-        return found
