@@ -29,6 +29,9 @@ def merge(
     threads: int | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
+    statistics: str | Path | Mapping[str, Any] | None = None,
+    init: Any = None,
+    learned: Mapping[str, Sequence[float]] | None = None,
     **parameters: Any,
 ) -> dict[str, Tensor]:
     """Merge models in memory and return the merged state dict (CPU tensors; tied names share one).
@@ -37,10 +40,15 @@ def merge(
     such as ``"zoo:starter/mnist"`` or a path. Parameters are the method's own (``mergelab.methods.get(method)`` lists
     them); one that exists per model is a number for all, a sequence in the models' order, or a mapping by model name.
     ``lambda`` is written ``lambda_``. Computes in float32 (``dtype="float64"`` for more); each tensor keeps the base's
-    dtype unless ``dtype`` or ``out_dtype`` says otherwise. Raises :class:`~mergelab.errors.MergeLabError` saying what
-    does not fit.
+    dtype unless ``dtype`` or ``out_dtype`` says otherwise. Methods that need them take ``statistics`` (a folder of
+    them, or a mapping of model names), ``init`` (a method's name, ``"base"``, ``"average"``, ``{"merge_method": …,
+    "parameters": …}`` or a state dict to start from) and ``learned`` coefficients; see :func:`mergelab.engine.plan`.
+    Raises :class:`~mergelab.errors.MergeLabError` saying what does not fit.
 
     >>> mergelab.merge("task_arithmetic", {"a": sd_a, "b": sd_b}, base=sd0, lambda_=0.4, weight={"a": 1.0, "b": 0.5})
     """
-    planned = plan(method, models, base, parameters, dtype=dtype, out_dtype=out_dtype, seed=seed)
+    planned = plan(
+        method, models, base, parameters, dtype=dtype, out_dtype=out_dtype, seed=seed,
+        statistics=statistics, init=init, learned=learned,
+    )  # fmt: skip
     return merge_to_memory(planned, threads=threads, device=device, progress=progress, stop=stop)

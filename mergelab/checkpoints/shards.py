@@ -69,17 +69,31 @@ class ShardWriter:
             for name, tensor in tensors:
                 if stop is not None:
                     stop.check()
-                self._check(name, tensor)
-                file = self._file_of[name]
-                write_at(self._handle(file), raw_bytes(tensor.cpu()), self._begin[name])
-                self._written.add(name)
+                file = self.put(name, tensor)
                 left[file] -= 1
                 if not left[file]:
                     self._finish(file)
                 report(progress, len(self._written), len(self.plan), f"writing {name}")
         finally:
-            for handle in self._handles.values():
-                os.close(handle)
+            self.close()
+        self.require_all()
+
+    def put(self, name: str, tensor: torch.Tensor) -> str:
+        """Write one tensor at its place and return its file's name; CheckpointError if it is not as planned."""
+        self._check(name, tensor)
+        file = self._file_of[name]
+        write_at(self._handle(file), raw_bytes(tensor.cpu()), self._begin[name])
+        self._written.add(name)
+        return file
+
+    def close(self) -> None:
+        """Close what is open, finished or not."""
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+    def require_all(self) -> None:
+        """Raise CheckpointError unless every planned tensor was written."""
         missing = [name for name in self.plan if name not in self._written]
         if missing:
             raise CheckpointError(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ def write(
     *,
     config: Mapping[str, Any] | None,
     files: Mapping[str, bytes | str] | None = None,
+    late: Callable[[], Mapping[str, bytes | str]] | None = None,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: float = 5e9,
     overwrite: bool = False,
@@ -46,8 +47,8 @@ def write(
     ``plan`` says each tensor's dtype code and shape beforehand, in the order in which they are laid out; ``tensors``
     may come in any order and must be exactly the planned ones. One shard is ``model.safetensors``; more are
     ``model-00001-of-0000N.safetensors`` with ``model.safetensors.index.json``. ``files`` are further files by bare
-    name. ``metadata`` goes into each header beside ``format: pt``; a pair ``tied name: stored name`` records a tied
-    tensor.
+    name; ``late`` gives more of them once all tensors are written. ``metadata`` goes into each header beside
+    ``format: pt``; a pair ``tied name: stored name`` records a tied tensor.
 
     A folder that exists and is not empty is refused unless ``overwrite``; then it is replaced as a whole, and put back
     if that fails. Raises CheckpointError (disk full, a tensor that is not as planned, a NaN or infinity, which names
@@ -62,6 +63,9 @@ def write(
                 partial, plan, split(plan, max_shard_bytes), {"format": "pt", **(metadata or {})}, allow_nonfinite
             )
             writer.write(tensors, progress, stop)
+            if late is not None:
+                files |= late()
+                _check_request(plan, files)
             _write_small_files(partial, config, files)
             writer.write_index()
             if stop is not None:

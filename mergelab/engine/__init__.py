@@ -6,12 +6,15 @@ from .device import pick_device
 from .folder import merge_to_folder
 from .plan import Plan, plan, plan_recipe
 from .preflight import Finding, Report, preflight
+from .snapshots import Snapshots, merge_snapshots
 from .stream import merge_to_memory, stream
 
 __all__ = [
     "Finding",
     "Plan",
     "Report",
+    "Snapshots",
+    "merge_snapshots",
     "merge_to_folder",
     "merge_to_memory",
     "pick_device",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from .. import __version__
 from ..progress import Progress, Stop
 from ..recipe import ModelEntry, Recipe
 from .plan import Plan
+from .solve_log import SOLVE_FILE, recipe_init, solve_json
 from .stream import stream
 
 RECIPE_FILE = "mergelab_recipe.yaml"
@@ -40,7 +42,8 @@ def merge_to_folder(
     """Merge into a new folder ``out`` in the Hugging Face layout and return it; all or nothing.
 
     Beside the weights go the base's configuration, its preprocessor and tokenizer files where they are on this machine,
-    the recipe (``mergelab_recipe.yaml``) and a model card. Raises CheckpointError when ``out`` holds something already
+    the recipe (``mergelab_recipe.yaml``), a model card, and for a matched method what its solver did to every tensor
+    (``mergelab_solve.json``). Raises CheckpointError when ``out`` holds something already
     (unless ``overwrite``) or the disk is full, MethodError as `stream` does, Cancelled after ``stop``.
     """
     from ..checkpoints import write
@@ -50,12 +53,14 @@ def merge_to_folder(
     files[RECIPE_FILE] = recipe.to_yaml()
     files["README.md"] = card(plan, recipe)
     metadata = {**plan.aliases, "mergelab": __version__, "mergelab_recipe": json.dumps(recipe.to_dict())}
+    log: list[Mapping[str, Any]] = []
     return write(
         out,
-        stream(plan, threads=threads, device=device, progress=progress, stop=stop),
+        stream(plan, threads=threads, device=device, progress=progress, stop=stop, log=log.append),
         plan.outputs,
         config=written_config(plan),
         files=files,
+        late=(lambda: {SOLVE_FILE: solve_json(plan, log)}) if plan.method.kind == "matched" else None,
         metadata=metadata,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
@@ -89,6 +94,8 @@ def written_recipe(plan: Plan) -> Recipe:
         dtype="float64" if plan.compute == torch.float64 else None,
         out_dtype=_NAMES[plan.out_dtype] if plan.out_dtype else None,
         seed=plan.seed,
+        init=recipe_init(plan),
+        statistics=plan.statistics_from,
     )
 
 

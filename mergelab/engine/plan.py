@@ -13,6 +13,7 @@ from .. import methods
 from ..errors import MethodError, RecipeError
 from ..methods import Method
 from ..recipe import DTYPES, Recipe, readable_name
+from .needs import begin, gather
 from .shared import Shared, shared_by
 from .structure import FLOATS, Item, Structure, compare
 
@@ -45,10 +46,14 @@ class Plan:
     recipe: Recipe | None = None
     #: statistics of every model, in the models' order (empty: the method needs none)
     statistics: tuple[TaskStatistics | None, ...] = ()
+    #: the folder that they were read from, where it was one
+    statistics_from: str | None = None
     #: the merge that the method starts from: a plan over the same models, a checkpoint, "base", or None for the average
     start: Plan | Checkpoint | Literal["base"] | None = None
     #: learned coefficients: tensor name -> one per model
     learned: Mapping[str, Sequence[float]] | None = None
+    #: sentences for a person about the statistics (mixed estimates, splits, numbers of examples)
+    warnings: tuple[str, ...] = ()
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     @property
@@ -73,12 +78,16 @@ class Plan:
         method: str | Method | None = None,
         seed: int | None = None,
     ) -> Plan:
-        """The same checkpoints with other values, or another method: nothing is read or compared again."""
+        """The same checkpoints with other values, or another method: nothing is read or compared again.
+
+        Statistics, start and learned coefficients stay; StatisticsError where the new values need other statistics.
+        """
         chosen = self.method if method is None else methods.get(method)
         values = chosen.resolve(parameters, self.names, per_model)
         chosen.check_models(len(self.names), self.base is not None, values)
         seed = self.seed if seed is None else _seed(seed)
-        return dataclasses.replace(self, method=chosen, values=values, seed=seed, recipe=None)
+        made = dataclasses.replace(self, method=chosen, values=values, seed=seed, recipe=None)
+        return gather(made, None)
 
 
 def plan(
@@ -92,11 +101,20 @@ def plan(
     out_dtype: str | torch.dtype | None = None,
     seed: int = 0,
     load: Callable[..., Any] | None = None,
+    statistics: Any = None,
+    init: Any = None,
+    learned: Mapping[str, Sequence[float]] | None = None,
 ) -> Plan:
     """Check a merge and plan it.
 
     ``models`` is a mapping of names to checkpoints, sources or state dicts, or a sequence of them; ``base`` one of the
-    same. Raises MethodError naming the model and tensor when they do not fit, or the parameter when a value does not.
+    same. For methods that need them: ``statistics``, a folder or a mapping of names to
+    :class:`~mergelab.statistics.TaskStatistics`, which are matched to the models by the hash of their weights;
+    ``init``, what the method starts from (``"average"``, ``"base"``, a method's name, a mapping with ``merge_method``
+    and ``parameters``, a merged state dict); ``learned``, tensor name -> one coefficient per model.
+
+    Raises MethodError naming the model and tensor when they do not fit, or the parameter when a value does not;
+    StatisticsError when statistics are missing or belong to other weights.
     """
     chosen = methods.get(method)
     named = name_models(models)
@@ -113,14 +131,18 @@ def plan(
         and_more = f" ({more} more such {'differences' if more > 1 else 'difference'}.)" if more else ""
         raise MethodError(f"{first.text} {first.fix}{and_more}")
     keys = model_keys(name if not isinstance(value, str) else value for name, value in named.items())
-    return Plan(
+    made = Plan(
         chosen, names, checkpoints, base_checkpoint, values, found.items, found.aliases, keys, compute, out_code, seed,
-        shared=shared_by(base_checkpoint, *checkpoints),
+        learned=learned, shared=shared_by(base_checkpoint, *checkpoints),
     )  # fmt: skip
+    return gather(begin(made, init, load=load), statistics)
 
 
-def plan_recipe(recipe: Recipe, *, load: Callable[..., Any] | None = None) -> Plan:
-    """The plan of a recipe. ``load(source)`` opens a source (default: :func:`mergelab.checkpoints.load`)."""
+def plan_recipe(recipe: Recipe, *, load: Callable[..., Any] | None = None, statistics: Any = None) -> Plan:
+    """The plan of a recipe. ``load(source)`` opens a source (default: :func:`mergelab.checkpoints.load`).
+
+    ``statistics`` (a folder, or a mapping of names to them) stands for the recipe's own.
+    """
     recipe_models = experts(recipe)
     made = plan(
         recipe.merge_method,
@@ -132,6 +154,8 @@ def plan_recipe(recipe: Recipe, *, load: Callable[..., Any] | None = None) -> Pl
         out_dtype=recipe.out_dtype,
         seed=recipe.seed,
         load=load,
+        statistics=recipe.statistics if statistics is None else statistics,
+        init=recipe.init,
     )
     return dataclasses.replace(made, recipe=recipe)
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import MethodError
 from ..progress import Progress, Stop
+from .estimate import output_bytes
 from .plan import Plan
+from .solve_log import SOLVE_FILE, solve_json
+from .stream import Run
+from .structure import Item
+from .workers import ordered
 
 #: Iterations that are worth looking at: none at all is among them, so that a validated choice is never below its init.
 GRID = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
@@ -21,21 +33,43 @@ GRID = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 class Snapshots:
     """The merged weights at every iteration of ``grid``, on disk, and what the solver wrote down about every tensor.
 
-    ``folder`` holds one safetensors file per iteration (``iteration-00010.safetensors``). ``log``: one mapping a
-    tensor, in the tensors' order.
+    ``folder`` holds one safetensors file per iteration (``iteration-00010.safetensors``) and ``mergelab_solve.json``.
+    ``log``: one mapping a merged tensor, in the tensors' order (see :func:`~mergelab.engine.solve_log.solve_document`).
+    A temporary folder goes when the object does, or with `close`.
     """
 
     folder: Path
     grid: tuple[int, ...]
     plan: Plan
     log: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    temporary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temporary:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    def path(self, k: int) -> Path:
+        """The file with the weights after ``k`` iterations."""
+        if k not in self.grid:
+            raise MethodError(f"There is no snapshot after {k!r} iterations; there are {_listed(self.grid)}.")
+        return self.folder / file_name(k)
 
     def state(self, k: int) -> dict[str, Tensor]:
         """The merged state dict after ``k`` iterations; tied names share one tensor. MethodError for another ``k``."""
-        raise NotImplementedError
+        from ..checkpoints import load
+
+        with load(self.path(k)) as checkpoint:
+            out = {name: checkpoint[name] for name in checkpoint}
+        return out | {name: out[target] for name, target in self.plan.aliases.items()}
 
     def close(self) -> None:
         """Delete the files, where the folder was made for them."""
+        if self.temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def file_name(k: int) -> str:
+    return f"iteration-{k:05d}.safetensors"
 
 
 def merge_snapshots(
@@ -52,6 +86,106 @@ def merge_snapshots(
 
     The plan's own ``iterations`` is replaced by ``max(grid)``; ``state(k)`` is bit for bit what a merge with
     ``iterations`` k gives. ``folder`` None: a temporary one, deleted with the result. Raises MethodError for a method
-    without ``iterations``, for a grid that is empty or holds what is no whole number from 0.
+    without ``iterations``, for a grid that is empty or holds what is no whole number from 0; CheckpointError when
+    ``folder`` holds something already or the disk is too small; Cancelled after ``stop``, and nothing stays.
     """
-    raise NotImplementedError
+    steps = _checked(plan, grid)
+    plan = dataclasses.replace(plan, values={**plan.values, "iterations": steps[-1]})
+    log: list[Mapping[str, Any]] = []
+    with _place(folder, len(steps) * output_bytes(plan)) as (partial, final):
+        files = _Files(partial, plan, steps)
+        try:
+            run = Run.of(plan, device, threads, progress, stop)
+
+            def work(item: Item) -> list[Mapping[str, Any]]:
+                return _item(run, item, files)
+
+            for item, entries in ordered(work, plan.items, run.threads, stop):
+                log += entries
+                run.count.step(item.name)
+            files.finish()
+        finally:
+            files.close()
+        (partial / SOLVE_FILE).write_text(solve_json(plan, log), encoding="utf-8")
+    return Snapshots(final, steps, plan, tuple(log), temporary=folder is None)
+
+
+def _item(run: Run, item: Item, files: _Files) -> list[Mapping[str, Any]]:
+    """Merge one tensor and write it into every file; iterations after the solver's last one get its result."""
+    entries: list[Mapping[str, Any]] = []
+    done: set[int] = set()
+
+    def snapshot(k: int, tensor: Tensor) -> None:
+        files.put(k, item.name, tensor)
+        done.add(k)
+
+    out = run.item(item, log=entries.append, snapshot=snapshot, grid=frozenset(files.steps))
+    for k in files.steps:
+        if k not in done:
+            files.put(k, item.name, out)
+    return entries
+
+
+class _Files:
+    """One file per iteration, written by all workers at once."""
+
+    def __init__(self, folder: Path, plan: Plan, steps: Sequence[int]) -> None:
+        from ..checkpoints.shards import ShardWriter
+
+        self.steps = tuple(steps)
+        names = list(plan.outputs)
+        self._writers = {
+            k: ShardWriter(folder, plan.outputs, {file_name(k): names}, {"format": "pt", **plan.aliases}) for k in steps
+        }
+        self._locks = {k: threading.Lock() for k in steps}
+
+    def put(self, k: int, name: str, tensor: Tensor) -> None:
+        with self._locks[k]:
+            self._writers[k].put(name, tensor)
+
+    def finish(self) -> None:
+        for writer in self._writers.values():
+            writer.require_all()
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _checked(plan: Plan, grid: Sequence[int]) -> tuple[int, ...]:
+    method = plan.method
+    if all(parameter.name != "iterations" for parameter in method.parameters):
+        raise MethodError(f"Method {method.name!r} has no 'iterations', so there are no snapshots of it; use 'mats'.")
+    parameter = method.parameter("iterations")
+    steps = sorted({parameter.check(k, f"the snapshots of {method.name!r}") for k in grid})
+    if not steps:
+        raise MethodError(f"The snapshots' grid is empty; give iterations such as {_listed(GRID[:4])}.")
+    return tuple(int(k) for k in steps)
+
+
+@contextmanager
+def _place(folder: str | Path | None, need: int) -> Iterator[tuple[Path, Path]]:
+    """(the folder to write into, where it will be); gone after an exception."""
+    from ..checkpoints.whole import whole_folder
+
+    if folder is not None:
+        out = Path(folder).expanduser().resolve()
+        with whole_folder(out, need=need) as partial:
+            yield partial, out
+        return
+    made = Path(tempfile.mkdtemp(prefix="mergelab-snapshots-"))
+    try:
+        free = shutil.disk_usage(made).free
+        if need > free:
+            raise MethodError(
+                f"The snapshots need {need / 1e9:.3g} GB of disk and {free / 1e9:.3g} GB are free in {made.parent}; "
+                "take fewer iterations, or give a folder on another disk."
+            )
+        yield made, made
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def _listed(grid: Sequence[int]) -> str:
+    return ", ".join(map(str, grid))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest_helpers import make_base, make_expert
+from conftest_helpers import SHAPES, make_base, make_expert, make_statistics
 from torch import Tensor
 
 import mergelab
@@ -33,7 +33,18 @@ def merge(
 ) -> State:
     """`mergelab.merge` with the method's own parameters as a mapping; the base only where it is of use."""
     given = None if method.base == "unused" else base
+    more = {**needs(method, models), **more}
     return mergelab.merge(method.name, models, given, **more, **{_keyword(k): v for k, v in (parameters or {}).items()})
+
+
+def needs(method: Method, models: Mapping[str, State]) -> dict[str, Any]:
+    """What a method needs besides models: generated statistics, coefficients as if learned."""
+    out: dict[str, Any] = {}
+    if method.statistics(method.defaults()):
+        out["statistics"] = make_statistics(models)
+    if method.learns:
+        out["learned"] = {name: [0.1 + ord(model[0]) % 7 / 10 for model in models] for name in SHAPES}
+    return out
 
 
 def _keyword(name: str) -> str:
@@ -135,7 +146,11 @@ def test_zero_coefficients_give_the_base(method: Method, base: State, experts: d
 
 
 def test_zero_weights_give_the_base(method: Method, base: State, experts: dict[str, State]) -> None:
-    if method.base == "unused" or all(parameter.name != "weight" for parameter in method.parameters):
+    if (
+        method.base == "unused"
+        or method.kind != "tensor"
+        or all(parameter.name != "weight" for parameter in method.parameters)
+    ):
         pytest.skip("the method has no weights on task vectors")
     same(merge(method, some(method, experts), base, {"weight": 0.0}), base)
 
@@ -234,7 +249,7 @@ def test_shard_layout_does_not_change_a_bit(
         models = {name: store(state, f"{folder}-{name}", shard_bytes) for name, state in some(method, experts).items()}
         opened = {name: load(source, name=name) for name, source in models.items()}
         root = None if method.base == "unused" else load(store(base, f"{folder}-base", shard_bytes))
-        made = plan(method, opened, root, method.promises.random_parameters)
+        made = plan(method, opened, root, method.promises.random_parameters, **needs(method, models))
         return merge_to_memory(made)
 
     same(stored_merge(300), stored_merge(5e9))
@@ -293,10 +308,10 @@ def test_too_few_and_too_many_models(method: Method, base: State, experts: dict[
 
 def test_a_missing_base_is_named(method: Method, experts: dict[str, State]) -> None:
     if method.base != "required":
-        mergelab.merge(method.name, some(method, experts))
+        mergelab.merge(method.name, some(method, experts), **needs(method, experts))
         return
     with pytest.raises(MethodError, match="no base is given"):
-        mergelab.merge(method.name, some(method, experts))
+        mergelab.merge(method.name, some(method, experts), **needs(method, experts))
 
 
 def test_different_structures_name_model_and_tensor(method: Method, base: State, experts: dict[str, State]) -> None:
