@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from .collect import EXAMPLES, collect_stats, logits_of
+from .cost import Estimate, estimate
 from .inputs import Batch
 from .labels import CLASS_LIMIT
+from .suite import ORDERS, collect, collect_zoo, estimate_zoo
 from .wanted import BLOCK_LIMIT, MAX_OUTPUTS
 
-__all__ = ["BLOCK_LIMIT", "CLASS_LIMIT", "EXAMPLES", "MAX_OUTPUTS", "Batch", "collect_stats", "logits_of"]
+__all__ = [
+    "BLOCK_LIMIT",
+    "CLASS_LIMIT",
+    "EXAMPLES",
+    "MAX_OUTPUTS",
+    "ORDERS",
+    "Batch",
+    "Estimate",
+    "collect",
+    "collect_stats",
+    "collect_zoo",
+    "estimate",
+    "estimate_zoo",
+    "logits_of",
+]

@@ -155,7 +155,7 @@ class Capture:
         """A += x xᵀ; layers that take the very same tensor one after another share the product."""
         factors, site = tap.factors, tap.site
         assert factors is not None and factors.inputs is not None and factors.mean is not None
-        if site.shared and self._last is not None:
+        if site.group is not None and self._last is not None:
             seen, version, mask, product, total, count = self._last
             if seen() is x and version == x._version and mask == id(kept):
                 factors.inputs.add_sum(product)
@@ -164,7 +164,7 @@ class Capture:
                 return
         flat = rows_of(rows, kept).to(factors.mean.dtype)
         total = flat.sum(0)
-        if site.shared:
+        if site.group is not None:
             product = Outer(flat.shape[1], like=flat)
             product.add(flat)
             factors.inputs.add_sum(product)

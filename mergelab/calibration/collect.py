@@ -75,7 +75,7 @@ def collect_stats(
     labels for the empirical Fisher, a mask that does not fit, outputs without gradients, NaN or infinity (naming the
     layer), a block above the limit, Grams of (IA)³ vectors.
     """
-    options = Options(kinds_of(kinds), names, conv, max_outputs, block_limit)
+    options = options_of(kinds, names=names, conv=conv, max_outputs=max_outputs, block_limit=block_limit)
     if max_examples is not None and max_examples < 1:
         raise StatisticsError(f"At least one example is needed, and max_examples is {max_examples}.")
     hashed = weights_hash if weights_hash is not None else _hash(module)
@@ -101,6 +101,11 @@ def collect_stats(
         task, blocks, name=name, weights_hash=hashed, split=split, examples=work.examples,
         fisher=fisher if options.fisher else "", seed=seed, suite=suite, meta=said, skipped=skipped,
     )  # fmt: skip
+
+
+def options_of(kinds: Collection[str], **options: Any) -> Options:
+    """Checked options (``names``, ``conv``, ``max_outputs``, ``block_limit``)."""
+    return Options(kinds_of(kinds), **options)
 
 
 def logits_of(module: nn.Module, inputs: Any) -> Tensor:

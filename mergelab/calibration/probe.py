@@ -37,10 +37,10 @@ class Probe:
 
     def conclude(self, sites: list[Site]) -> None:
         """Write what was found into the sites."""
-        for users in self._users.values():
+        for group, users in enumerate(self._users.values()):
             if len(users) > 1:
                 for site in users:
-                    site.shared = True
+                    site.group = group
         for site in sites:
             first, second = self._first.get(site, []), self._second.get(site, [])
             site.calls = len(first)

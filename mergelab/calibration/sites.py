@@ -26,7 +26,7 @@ class Site:
     ``own``: the weight's name in the module; ``part``, ``bias_part``: the rows of fused tensors that this site is
     about; ``parts``: equal slices of the output that stand for layers of their own. The rest is found out by the probe:
     how often it is called in a pass, along which dimension of its input the examples lie (None: they are not apart),
-    how many rows each has there, whether others take the very same input, and what is wrong with it.
+    how many rows each has there, which others take the very same input (their ``group``), and what is wrong with it.
     """
 
     where: str
@@ -41,7 +41,7 @@ class Site:
     calls: int = 0
     dim: int | None = None
     folded: int = 1
-    shared: bool = False
+    group: int | None = None
     wrong: str = ""
 
     @property

@@ -106,12 +106,12 @@ def test_opened_attention_of_other_inputs_and_without_a_batch():
     other = torch.randn(N, 3, WIDTH, generator=DRAW, dtype=torch.float64)
     wide = torch.randn(N, 3, 5, generator=DRAW, dtype=torch.float64)
     hidden = torch.ones(T, T).triu(1).bool()
-    for own, args in (
+    for module, args in (
         (nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), (X, other, other)),
         (nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, kdim=5, vdim=5, bias=False), (X, wide, wide)),
         (nn.MultiheadAttention(WIDTH, HEADS), (X[0], X[0], X[0])),
     ):
-        own = jittered(own)
+        own = jittered(module)
         expected = own(*args)
         with opened([own], lambda _m, _p, _x, y: y):
             found = own(*args)
@@ -137,9 +137,7 @@ class Cross(nn.Module):
 def test_cross_attention_has_separate_grams_or_none_and_a_diagonal_either_way(kdim):
     net = jittered(Cross(kdim))
     other = torch.randn(N, 3, kdim or WIDTH, generator=DRAW, dtype=torch.float64)
-    found = collect_stats(
-        net, [Batch((X, other), LABELS)], call, kinds={"kfac", "diag"}, dtype=torch.float64
-    )
+    found = collect_stats(net, [Batch((X, other), LABELS)], call, kinds={"kfac", "diag"}, dtype=torch.float64)
     each = gradients(net, lambda n: score(net(X[n : n + 1], other[n : n + 1]), LABELS[n : n + 1]).sum(), N)
     for name, gradient in each.items():
         assert_close(found.block(name, ["diag"]).diagonal, gradient.square().mean(0))
