@@ -15,11 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mergelab import cli
-from mergelab.errors import Cancelled, CheckpointError, MethodError, RecipeError, TaskError
+from mergelab.checkpoints import load
+from mergelab.engine import merge_to_memory, plan_recipe
+from mergelab.errors import Cancelled, CheckpointError, MethodError, RecipeError, StatisticsError, TaskError
 from mergelab.progress import Stop
 from mergelab.recipe import ModelEntry, Recipe
 from mergelab.runs import Bench
+from mergelab.runs import choose as chooser
 from mergelab.runs.choose import bench_for, choose, with_values
+from mergelab.statistics import Block, TaskStatistics, read_folder, write
 from mergelab.tasks import evaluate, load_suite
 
 
@@ -168,6 +172,92 @@ def test_progress_counts_the_points(recipe: Recipe):
     assert seen == [(0, 2, "measuring lambda = 0.1"), (1, 2, "measuring lambda = 0.2"), (2, 2, "chosen")]
 
 
+# -- iterations of a solver --------------------------------------------------------------------------------------------
+
+
+def spread(seed: int, rows: int, columns: int) -> Tensor:
+    """A Gram matrix over a few rows whose columns have very different sizes, so that the solver takes many steps."""
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * torch.logspace(0, -2, columns)
+    return x.T @ x / rows
+
+
+@pytest.fixture
+def matched(tmp_path: Path) -> Recipe:
+    """Three random experts with K-FAC statistics on disk; MaTS from task arithmetic."""
+    rng = torch.Generator().manual_seed(0)
+    (tmp_path / "stats").mkdir()
+    base = torch.randn(4, 6, generator=rng)
+    save_file({"w": base, "b": torch.zeros(4)}, tmp_path / "base.safetensors")
+    models = []
+    for seed, name in enumerate(("a", "b", "c")):
+        path = tmp_path / f"{name}.safetensors"
+        save_file({"w": base + 0.1 * torch.randn(4, 6, generator=rng), "b": torch.ones(4)}, path)
+        models.append(ModelEntry(str(path)))
+        block = Block(spread(seed, 20, 6), spread(9 + seed, 20, 4)[None], rows=20, layout="linear", shape=(4, 6))
+        made = TaskStatistics(name, {"w": block}, weights_hash=load(path).weights_hash, fisher="exact", examples=20)
+        write(made, tmp_path / "stats" / f"{name}.safetensors")
+    return Recipe(
+        "mats", tuple(models), base_model=str(tmp_path / "base.safetensors"), statistics=str(tmp_path / "stats"),
+        init={"merge_method": "task_arithmetic", "parameters": {"lambda": 0.4}}, dtype="float64",
+    )  # fmt: skip
+
+
+def test_iterations_come_from_one_pass_with_0_among_them(matched: Recipe, monkeypatch: pytest.MonkeyPatch):
+    passes: list[tuple[int, ...]] = []
+    real = chooser.merge_snapshots
+
+    def counted(plan: Any, grid: Any, *rest: Any, **options: Any) -> Any:
+        passes.append(tuple(grid))
+        return real(plan, grid, *rest, **options)
+
+    monkeypatch.setattr(chooser, "merge_snapshots", counted)
+    states: list[Tensor] = []
+
+    def measure(state: Mapping[str, Tensor]) -> dict[str, float]:
+        states.append(state["w"].clone())
+        return {"a": 0.5}
+
+    found = choose(measure, matched, {"iterations": [5, 2, 5], "init.lambda": [0.1, 0.4]})
+    assert passes == [(0, 2, 5), (0, 2, 5)], "one pass for each init"
+    assert found.grid == {"iterations": (0, 2, 5), "init.lambda": (0.1, 0.4)}
+    assert found.best == 0 and found.parameters["iterations"] == 0, "equal: as little change as there can be"
+    order = [(k, start) for start in (0.1, 0.4) for k in (0, 2, 5)]
+    for (k, start), state in zip(order, states, strict=True):
+        alone = merge_to_memory(plan_recipe(with_values(matched, {"iterations": k, "init.lambda": start})))
+        assert torch.equal(state, alone["w"]), (k, start)
+    assert len({tuple(state.flatten().tolist()) for state in states}) == 6
+
+
+def test_what_validation_chooses_is_never_below_the_init(matched: Recipe):
+    start = merge_to_memory(plan_recipe(with_values(matched, {"iterations": 0})))["w"]
+
+    def measure(state: Mapping[str, Tensor]) -> dict[str, float]:
+        return {"a": 1 / (1 + float((state["w"] - start).norm()))}  # every step away from the init is for the worse
+
+    found = choose(measure, matched, {"iterations": [5, 10]})
+    assert found.parameters == {"iterations": 0} and found.scores[0].accuracy == 1.0
+    assert found.recipe.parameters["iterations"] == 0
+    assert max(point.accuracy for point in found.scores[1:]) < 1
+
+
+def test_statistics_may_be_given_beside_the_recipe(matched: Recipe):
+    bare = matched.replace(statistics=None)
+    with pytest.raises(StatisticsError):
+        choose(lambda _: {"a": 1.0}, bare, {"iterations": [1]})
+    given = read_folder(matched.statistics)
+    for statistics in (matched.statistics, given):
+        found = choose(lambda s: {"a": float(s["w"].sum())}, bare, {"iterations": [3]}, statistics=statistics)
+        expected = choose(lambda s: {"a": float(s["w"].sum())}, matched, {"iterations": [3]})
+        assert found.scores == expected.scores
+
+
+def test_other_parameters_of_a_solver_are_merged_one_by_one(matched: Recipe):
+    found = choose(lambda s: {"a": float(s["w"].norm())}, matched, {"off_diagonal": [1.0, 0.5]})
+    for point in found.scores:
+        alone = merge_to_memory(plan_recipe(with_values(matched, point.parameters)))
+        assert point.accuracy == float(alone["w"].norm())
+
+
 # -- on a bench --------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +314,36 @@ def test_a_bench_for_a_recipe_has_its_models(bench: Bench, zoo: Path):
     assert bench_for(average, str(zoo)).base == bench.experts["grey"]
 
 
+@pytest.fixture(scope="module")
+def stats(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gram matrices of one layer of every expert, in a folder."""
+    folder = tmp_path_factory.mktemp("stats")
+    for seed, (task, source) in enumerate(bench.experts.items()):
+        expert = load(source)
+        name = next(name for name in expert if name.endswith("mlp.fc1.weight"))
+        out, wide = expert[name].shape
+        block = Block(spread(seed, 50, wide), spread(9 + seed, 50, out)[None], rows=50, layout="linear")
+        made = TaskStatistics(task, {name: block}, weights_hash=expert.weights_hash, fisher="exact", examples=5)
+        write(made, folder / f"{task}.safetensors")
+    return folder
+
+
+def test_a_bench_takes_the_statistics_of_its_sources(bench: Bench, stats: Path):
+    """The resident copies are float32 and the files may be anything: they are the same weights to the statistics."""
+    recipe = of(bench, "grey", "colour").replace(merge_method="mats", init="average", statistics=str(stats))
+    found = choose(bench, recipe, {"iterations": [2, 4], "objective": ["kfac", "gram"]}, limit=10)
+    assert found.grid["iterations"] == (0, 2, 4) and len(found.scores) == 6
+    for point in found.scores:
+        state = bench.merged(with_values(recipe, point.parameters))
+        expected = evaluate(bench.model(), bench.suite, split="val", limit=10, state=state, unseen=False)
+        assert point.accuracy == pytest.approx(expected.seen.accuracy)
+    swapped = recipe.replace(models=tuple(
+        ModelEntry(bench.experts[task], name=name) for task, name in (("grey", "colour"), ("colour", "grey"))
+    ))  # fmt: skip
+    again = choose(bench, swapped, {"iterations": [4], "objective": ["kfac"]}, limit=10)
+    assert again.scores[1].tasks == found.scores[2 * 2].tasks, "statistics go by the weights, not by the name"
+
+
 # -- the verb ----------------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +376,25 @@ def test_the_verb_shows_the_grid_and_writes_the_recipe(written: Path, capsys: py
     assert cli.main([*arguments, "--out", str(out), "--overwrite", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["parameters"] == {"lambda": 0.0} and said["grid"] == {"lambda": [2.0, 0.0, 1.0]}
+
+
+def test_the_verb_chooses_the_iterations(
+    written: Path, stats: Path, bench: Bench, zoo: Path, capsys: pytest.CaptureFixture[str]
+):
+    matched = of(bench, "grey", "colour").replace(suite=str(zoo), merge_method="mats", init="average", title="MaTS")
+    written.write_text(matched.to_yaml())
+    out = written.parent / "chosen.yaml"
+    arguments = ["choose", str(written), "--grid", "iterations=0,2", "--grid", "objective=gram,kfac", "--limit", "5"]
+    assert cli.main([*arguments, "--stats", str(stats), "--out", str(out), "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["iterations", "objective", "mean", "%", "grey", "colour"]
+    assert [line.lstrip("* ").split()[:2] for line in shown[1:5]] == [
+        ["0", "gram"], ["0", "kfac"], ["2", "gram"], ["2", "kfac"]
+    ]  # fmt: skip
+    chosen = Recipe.read(out)
+    assert chosen.statistics == str(stats) and chosen.title == "MaTS" and "iterations" in chosen.parameters
+    assert cli.main([*arguments, "--stats", str(written.parent / "nowhere"), "--device", "cpu"]) == 2
+    assert "python -m mergelab stats" in capsys.readouterr().err
 
 
 def test_the_verb_says_what_is_wrong(written: Path, capsys: pytest.CaptureFixture[str]):
