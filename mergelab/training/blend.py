@@ -8,7 +8,7 @@ With g the gradient of a loss in the merged tensor θ^l, the coefficients' own i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -107,9 +107,11 @@ class Blend:
         for parameter in self.module.parameters():
             parameter.grad = None
 
-    def features(self, images: Tensor) -> Tensor:
-        """Features float32 [N, width] of uint8 pictures, with a graph down to the merged weights."""
-        return self.model.through(self.module, self.model.pixels(images)).float()
+    def features(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        """Features float32 [N, width] of each set of uint8 pictures, in one pass, with a graph to the weights."""
+        pixels = torch.cat([self.model.pixels(images) for images in groups])
+        found = self.model.through(self.module, pixels).float()
+        return list(found.split([len(images) for images in groups]))
 
     @torch.no_grad()
     def slopes(self) -> Tensor:
