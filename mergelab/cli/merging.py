@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .common import Line, Verb, device, positive, size_of
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 def add(verb: Verb) -> None:
@@ -15,6 +20,7 @@ def add(verb: Verb) -> None:
     merge.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe, as YAML or JSON (examples in assets/recipes)")
     merge.add_argument("--out", required=True, metavar="DIR", help="the folder to write; it must not hold anything yet")
     merge.add_argument("--overwrite", action="store_true", help="replace DIR if it exists, once the new one is whole")
+    merge.add_argument("--stats", metavar="DIR", help="the folder of statistics, instead of the recipe's own")
     device(merge)
     merge.add_argument("--threads", type=positive, metavar="N", help="tensors worked on at a time (default: all cores)")
     merge.add_argument(
@@ -25,6 +31,7 @@ def add(verb: Verb) -> None:
     check = verb("check", _check, "Say from headers alone whether a recipe can run, and what it costs.",
                  "Exit status 1 and a list of what to do when it cannot.")  # fmt: skip
     check.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe, as YAML or JSON")
+    check.add_argument("--stats", metavar="DIR", help="the folder of statistics, instead of the recipe's own")
     check.add_argument("--out", metavar="DIR", help="where the result would go (its disk is checked; default: here)")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
 
@@ -37,15 +44,27 @@ def add(verb: Verb) -> None:
 
 def _merge(arguments: Any) -> int:
     from ..engine import merge_to_folder, plan_recipe
-    from ..recipe import Recipe
+    from ..methods import get
 
     shard_bytes = size_of(arguments.max_shard_size)
-    recipe = Recipe.read(arguments.recipe)
+    recipe = _recipe(arguments)
     line, started = Line(), time.perf_counter()
-    plan = plan_recipe(recipe)
+    extra: dict[str, str] = {}
+    if get(recipe.merge_method).learns:
+        from ..checkpoints.whole import check_target
+        from ..runs.trained import learned_files, planned, prepare
+
+        check_target(arguments.out, arguments.overwrite)
+        learned = prepare(recipe, device=arguments.device, progress=line)
+        plan, extra = planned(recipe, learned), learned_files(learned)
+    else:
+        plan = plan_recipe(recipe)
+    for warning in plan.warnings:
+        print(f"mergelab: {warning}", file=sys.stderr)
     folder = merge_to_folder(
         plan,
         arguments.out,
+        extra=extra,
         device=arguments.device,
         threads=arguments.threads,
         overwrite=arguments.overwrite,
@@ -59,19 +78,50 @@ def _merge(arguments: Any) -> int:
         "out": str(folder), "method": recipe.merge_method, "models": len(recipe.models),
         "bytes": size, "seconds": round(seconds, 3), "recipe": recipe.hash,
     }  # fmt: skip
+    solved = _solved(folder)
+    if solved:
+        written["solve"] = solved
     if arguments.json:
         print(json.dumps(written, indent=2))
     else:
         print(f"{folder}: {recipe.merge_method} of {len(recipe.models)} models, {size / 1e6:.1f} MB, {seconds:.1f} s")
+        for text in _solve_lines(solved):
+            print(text)
         print(f"Next: python -m mergelab evaluate {folder} --suite {recipe.suite or 'starter'}")
     return 0
 
 
-def _check(arguments: Any) -> int:
-    from ..engine import preflight
+def _recipe(arguments: Any) -> Recipe:
+    """The recipe, with the folder of statistics that was given beside it."""
     from ..recipe import Recipe
 
-    report = preflight(Recipe.read(arguments.recipe), out=arguments.out)
+    recipe = Recipe.read(arguments.recipe)
+    return recipe.replace(statistics=arguments.stats) if arguments.stats else recipe
+
+
+def _solved(folder: Path) -> dict[str, Any]:
+    """The summary of what a matched method's solver did, where there was one."""
+    from ..engine.solve_log import SOLVE_FILE
+
+    path = folder / SOLVE_FILE
+    return json.loads(path.read_text(encoding="utf-8"))["summary"] if path.is_file() else {}
+
+
+def _solve_lines(solved: dict[str, Any]) -> list[str]:
+    """How many tensors were merged by what, and which were left and why (the first few of each reason)."""
+    if not solved:
+        return []
+    lines = ["Tensors: " + ", ".join(f"{count} by {by}" for by, count in solved["by"].items())]
+    for why, names in solved["left"].items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"  {len(names)} {why} ({', '.join(names[:3])}{more})")
+    return lines
+
+
+def _check(arguments: Any) -> int:
+    from ..engine import preflight
+
+    report = preflight(_recipe(arguments), out=arguments.out)
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
         return 0 if report.ok else 1
@@ -104,6 +154,15 @@ def _methods(arguments: Any) -> int:
     item = described[0]
     print(f"{item['title']} ({item['name']})\n{item['summary']}\n")
     print(f"formula  {item['formula']}\npaper    {item['paper']}\nbase     {item['base']}\ndata     {item['data']}")
+    needs = []
+    if item["statistics"]:
+        needs.append(f"statistics ({', '.join(item['statistics'])}; see `python -m mergelab stats --help`)")
+    if item["learns"]:
+        needs.append("coefficients, learned when it is merged")
+    if needs:
+        print(f"needs    {', '.join(needs)}")
+    if item["init"]:
+        print("init     any merge of the same models: a method's name, base or average (default)")
     print(f"models   {item['models']['min']} to {item['models']['max'] or 'any number'}\n\nparameters")
     for parameter in item["parameters"]:
         of = " (one per model)" if parameter["per_model"] else ""

@@ -30,10 +30,11 @@ class Lab:
     # ---- what there is ----------------------------------------------------------------------------------------------
 
     def methods(self) -> dict[str, dict[str, Any]]:
-        """Every method's declaration by name, as ``methods --json`` prints it."""
+        """The declarations of methods that need models only, by name, as ``methods --json`` prints them."""
         from ..methods import registry
 
-        return {name: method.describe() for name, method in registry().items()}
+        found = {name: method.describe() for name, method in registry().items()}
+        return {name: method for name, method in found.items() if method["kind"] == "tensor"}
 
     def zoos(self) -> list[str]:
         """Names of the zoos on this machine, the starter first."""
@@ -141,9 +142,18 @@ class Lab:
                 f"This page merges at most {self.settings.max_models} models; the recipe lists {len(recipe.models)}. "
                 "Use the command line, or raise MERGELAB_MAX_MODELS."
             )
+        from ..methods import registry
+
+        method = registry().get(recipe.merge_method)
+        if method is not None and method.kind != "tensor":
+            raise MergeLabError(
+                f"{method.title} needs {'statistics' if method.statistics(method.defaults()) else 'training'} on data "
+                "before it merges, which the page does not do yet; use python -m mergelab merge."
+            )
         if not self.settings.public:
             return
-        for source in [recipe.base_model, *(entry.model for entry in recipe.models)]:
+        started = recipe.init.model if recipe.init else None
+        for source in [recipe.base_model, started, recipe.statistics, *(entry.model for entry in recipe.models)]:
             if source and not source.startswith(("zoo:", "hub:")):
                 raise MergeLabError(
                     f"This is a public page, so {Path(source).name!r} on its disk cannot be used; "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .device import pick_device
+from .findings import Finding, Report
 from .folder import merge_to_folder
 from .plan import Plan, plan, plan_recipe
-from .preflight import Finding, Report, preflight
+from .preflight import preflight
 from .snapshots import Snapshots, merge_snapshots
 from .stream import merge_to_memory, stream
 

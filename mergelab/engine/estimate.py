@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..statistics.block import pieces_of
+from .gate import GATE_BYTES
+from .needs import has, statistics_bytes
 from .plan import Plan
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1,
@@ -16,14 +19,15 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4,
 # within a factor of three or so, not for a promise.
 _SECONDS_PER_ELEMENT = 2e-9  # one addition per element and model, with reading and checking
 _SECONDS_PER_FLOP = 2e-10  # of an eigendecomposition in float64; products are eight times as fast
+_SECONDS_PER_PRODUCT_FLOP = 2.5e-11  # of a large product in float32
 _READ_BYTES = 1e9
 _WRITE_BYTES = 5e8
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``bytes_in`` are read (in ``passes`` readings), ``bytes_out`` written, ``peak_memory`` held at once beyond what
-    Python itself takes, ``seconds`` of work on ``threads`` cores."""
+    """``bytes_in`` are read (in ``passes`` readings; statistics too), ``bytes_out`` written, ``peak_memory`` held at
+    once beyond what Python itself takes, ``seconds`` of work on ``threads`` cores."""
 
     bytes_in: int
     bytes_out: int
@@ -50,13 +54,37 @@ def estimate(plan: Plan, threads: int) -> Estimate:
         working = item.numel * width * (count + cost.copies + cost.copies_per_model * len(plan.models))
         stored = sum(_stored(checkpoint, item.name) for checkpoint in sources)
         held.append((working + stored if item.merge else 0) + _BYTES.get(plan.code(item), 4) * item.numel)
-    peak = sum(sorted(held, reverse=True)[:threads])
+    own = [statistics_bytes(plan, item) if plan.statistics and item.merge else 0 for item in plan.items]
+    together = sorted(zip(held, own, strict=True), key=sum, reverse=True)[:threads]
+    # The gate lets statistics in up to its limit, or a single tensor's.
+    peak = sum(working for working, _ in together)
+    peak += min(sum(size for _, size in together), max(GATE_BYTES, *own, 0))
     elements = sum(item.numel for item in plan.items if item.merge)
     seconds = elements * count * (passes - 1 + cost.work) * _SECONDS_PER_ELEMENT / threads
     seconds += bytes_in * passes / _READ_BYTES + bytes_out / _WRITE_BYTES
     if cost.spectral:
         seconds += _spectral_flops([item.shape for item in plan.items], len(plan.models)) * _SECONDS_PER_FLOP / threads
-    return Estimate(bytes_in, bytes_out, passes, int(peak), seconds)
+    seconds += sum(own) / _READ_BYTES + _product_flops(plan) * _SECONDS_PER_PRODUCT_FLOP / threads
+    return Estimate(bytes_in + sum(own), bytes_out, passes, int(peak), seconds)
+
+
+def _product_flops(plan: Plan) -> float:
+    """Operations of the products of statistics with matrices, of the method and of the merge that it starts from."""
+    total, start = 0.0, plan.start
+    if isinstance(start, Plan):
+        total = _product_flops(start)
+    times = plan.method.cost.products(dict(plan.values))
+    if not times or not plan.statistics:
+        return total
+    for item in plan.items:
+        kinds = [kind for kind in plan.method.statistics(dict(plan.values)) if has(plan, item.name, kind)]
+        entry = plan.statistics[0].entries[item.name] if kinds and plan.statistics[0] is not None else None
+        if entry is None:
+            continue
+        pieces = pieces_of(kinds[:1], entry.pieces)
+        sides = sum(entry.pieces[piece][-1] for piece in pieces if piece in ("inputs", "outputs", "full"))
+        total += 2.0 * times * len(plan.models) * item.numel * max(1, sides)
+    return total
 
 
 def _stored(checkpoint: Any, name: str) -> int:

@@ -13,6 +13,7 @@ import torch
 from .. import __version__
 from ..progress import Progress, Stop
 from ..recipe import ModelEntry, Recipe
+from .needs import kinds_of
 from .plan import Plan
 from .solve_log import SOLVE_FILE, recipe_init, solve_json
 from .stream import stream
@@ -36,20 +37,21 @@ def merge_to_folder(
     threads: int | None = None,
     overwrite: bool = False,
     max_shard_bytes: float = 5e9,
+    extra: Mapping[str, bytes | str] | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Path:
     """Merge into a new folder ``out`` in the Hugging Face layout and return it; all or nothing.
 
     Beside the weights go the base's configuration, its preprocessor and tokenizer files where they are on this machine,
-    the recipe (``mergelab_recipe.yaml``), a model card, and for a matched method what its solver did to every tensor
-    (``mergelab_solve.json``). Raises CheckpointError when ``out`` holds something already
+    the recipe (``mergelab_recipe.yaml``), a model card, ``extra`` files by name, and for a matched method what its
+    solver did to every tensor (``mergelab_solve.json``). Raises CheckpointError when ``out`` holds something already
     (unless ``overwrite``) or the disk is full, MethodError as `stream` does, Cancelled after ``stop``.
     """
     from ..checkpoints import write
 
     recipe = written_recipe(plan)
-    files: dict[str, bytes | str] = dict(copied_files(plan.reference))
+    files: dict[str, bytes | str] = {**copied_files(plan.reference), **(extra or {})}
     files[RECIPE_FILE] = recipe.to_yaml()
     files["README.md"] = card(plan, recipe)
     metadata = {**plan.aliases, "mergelab": __version__, "mergelab_recipe": json.dumps(recipe.to_dict())}
@@ -81,7 +83,9 @@ def written_recipe(plan: Plan) -> Recipe:
             replace(entry, model=_source(read[name], entry.model)) if name in read else entry
             for name, entry in zip(given.names, given.models, strict=True)
         )
-        return given.replace(models=entries, base_model=base)
+        return given.replace(
+            models=entries, base_model=base, statistics=plan.statistics_from or given.statistics
+        )  # fmt: skip
     own = [parameter.name for parameter in plan.method.parameters if parameter.per_model]
     return Recipe(
         merge_method=plan.method.name,
@@ -148,11 +152,23 @@ def card(plan: Plan, recipe: Recipe) -> str:
         f"# {_cell(recipe.title or plan.method.title)}", "",
         f"{plan.method.title}: {plan.method.summary} ({plan.method.paper}, <{plan.method.url}>)", "",
         f"Made with MergeLab {__version__}; computed in {str(plan.compute).removeprefix('torch.')}. Data used for the "
-        f"merge itself: {plan.method.data}.", "",
+        f"merge itself: {data_used(plan)}.", "",
         "| model | source |", "|---|---|", *rows, "",
         "The licences of all of them apply.", "",
         "## Recipe", "", f"Hash `{recipe.hash}`", "", f"{fence}yaml", yaml.rstrip("\n"), fence, "",
     ])  # fmt: skip
+
+
+def data_used(plan: Plan) -> str:
+    """What data went into the merge itself, in words."""
+    found = [s for s in plan.statistics if s is not None]
+    if not found or not kinds_of(plan):
+        return "none" if plan.method.kind == "matched" else plan.method.data
+    counts = sorted({s.examples for s in found})
+    splits = sorted({s.split for s in found if s.split})
+    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    kind = "labelled" if any(s.fisher for s in found) and set(kinds_of(plan)) != {"gram"} else "unlabelled"
+    return f"{kind}, {many} examples a task" + (f" from the split {', '.join(splits)}" if splits else "")
 
 
 def _cell(text: str) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
@@ -16,8 +14,11 @@ import torch
 from .. import methods
 from ..errors import MergeLabError
 from ..recipe import Recipe
+from .about_data import about_data, uses_base
 from .device import check_dtype, pick_device
 from .estimate import estimate
+from .findings import Finding, Report
+from .needs import begin, gather
 from .plan import Plan, dtypes, experts, model_keys, opened, structure
 from .stream import read
 from .structure import FLOATS
@@ -28,32 +29,6 @@ from .workers import default_threads
 _SAMPLES, _SAMPLE_ELEMENTS, _FAR = 3, 4_000_000, 0.5
 _MARGIN = 1.1  # of the disk, for what else is written while a merge runs
 _CONFIG_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "patch_size", "image_size")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One sentence about a merge, and what to do about it (empty where nothing needs doing)."""
-
-    level: Literal["ok", "warn", "error"]
-    text: str
-    fix: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """The verdict on a recipe. Bytes are exact, ``peak_memory`` (bytes) and ``seconds`` are estimates."""
-
-    ok: bool
-    findings: tuple[Finding, ...]
-    bytes_out: int = 0
-    peak_memory: int = 0
-    disk_free: int = 0
-    seconds: float = 0.0
-    tensors: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data."""
-        return {**dataclasses.asdict(self), "findings": [dataclasses.asdict(finding) for finding in self.findings]}
 
 
 def preflight(
@@ -83,7 +58,8 @@ def preflight(
     threads = threads or default_threads()
     cost = estimate(plan, threads)
     peak = cost.peak_memory + psutil.Process().memory_info().rss
-    findings += [*_about_method(plan), *_about_models(plan), *_about_machine(cost.bytes_out, peak, disk)]
+    findings += [*_about_method(plan), *about_data(plan), *_about_models(plan)]
+    findings += _about_machine(cost.bytes_out, peak, disk)
     merged = sum(item.merge for item in plan.items)
     findings.append(
         Finding(
@@ -128,24 +104,19 @@ def _planned(recipe: Recipe, load: Callable[[str], Any] | None, findings: list[F
         return None
     compute, out_code = dtypes(recipe.dtype, recipe.out_dtype)
     keys = model_keys(entry.model for entry in entries.values())
-    return Plan(
-        method,
-        names,
-        tuple(checkpoints.values()),
-        base,
-        values,
-        found.items,
-        found.aliases,
-        keys,
-        compute,
-        out_code,
-        recipe.seed,
-        recipe,
-    )
+    made = Plan(
+        method, names, tuple(checkpoints.values()), base, values, found.items, found.aliases, keys, compute, out_code,
+        recipe.seed, recipe,
+    )  # fmt: skip
+    try:
+        return gather(begin(made, recipe.init, load=load), recipe.statistics)
+    except MergeLabError as error:
+        findings.append(Finding("error", str(error)))
+        return None
 
 
 def _about_method(plan: Plan) -> Iterator[Finding]:
-    if plan.base is not None and not (plan.method.base == "required" or plan.method.needs_base(dict(plan.values))):
+    if plan.base is not None and not uses_base(plan):
         yield Finding(
             "ok",
             f"{plan.method.title} does not use the base's weights; its dtypes, buffers and configuration "
