@@ -70,6 +70,25 @@ def test_symmetry_is_relative_to_the_largest_entry():
     assert check_block(Block(inputs=large, rows=1, layout="linear"), "w", "s")
 
 
+@pytest.mark.parametrize("place", [(0, 1), (1, 0), (299, 2), (2, 299), (256, 255), (299, 298)])
+@pytest.mark.parametrize("piece", ["inputs", "outputs", "full"])
+def test_one_wrong_entry_of_a_large_matrix_is_found_wherever_it_is(place: tuple[int, int], piece: str):
+    matrix = torch.eye(300)
+    matrix[place] = 0.01
+    parts = torch.stack([torch.eye(300), matrix]) if piece == "outputs" else matrix
+    assert "is not symmetric: entries that should be equal differ by 0.01" in sentence(
+        Block(**{piece: parts}, rows=1, examples=1, layout="linear")
+    )
+    matrix[place] = torch.nan
+    parts = torch.stack([torch.eye(300), matrix]) if piece == "outputs" else matrix
+    assert f"has 1 of {parts.numel():,} values that are NaN" in sentence(
+        Block(**{piece: parts}, rows=1, examples=1, layout="linear")
+    )
+    matrix[place] = matrix[place[::-1]] = -torch.inf
+    assert check_block(Block(inputs=torch.eye(300), rows=1, layout="linear"), "w", "s")
+    assert "infinite" in sentence(Block(full=matrix, examples=1))
+
+
 def test_zero_statistics_are_statistics():
     """A layer that nothing reaches has A = 0 or G = 0: no information, which is for the solver to say."""
     block = Block(inputs=torch.zeros(3, 3), outputs=torch.zeros(1, 2, 2), diagonal=torch.zeros(2, 3), rows=1,
