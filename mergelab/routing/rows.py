@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RoutingError
+from ..memory import trim
 from .carriers import Bare, CannotRoute, Elementwise, Matrix, Pass, Side, Stack, Vector, carrier_for, dress
 from .carriers.active import Entered, begun, checked
 from .carriers.structure import (
@@ -98,6 +99,7 @@ class RowModule:
             where = paths[owner] or type(owner).__name__
             dress(owner, kinds[owner], Side(self, where, stacks, names, dim=int(owner in late)))
         self.uncarried = tuple(uncarried)
+        trim()
 
     # -- passes ----------------------------------------------------------------------------------------------------
 
