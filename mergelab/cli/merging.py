@@ -49,14 +49,14 @@ def _merge(arguments: Any) -> int:
     shard_bytes = size_of(arguments.max_shard_size)
     recipe = _recipe(arguments)
     line, started = Line(), time.perf_counter()
-    extra: dict[str, str] = {}
+    learned = None
     if get(recipe.merge_method).learns:
         from ..checkpoints.whole import check_target
-        from ..runs.trained import learned_files, planned, prepare
+        from ..runs import trained
 
         check_target(arguments.out, arguments.overwrite)
-        learned = prepare(recipe, device=arguments.device, progress=line)
-        plan, extra = planned(recipe, learned), learned_files(learned)
+        learned = trained.prepare(recipe, device=arguments.device, progress=line)
+        plan = trained.planned(recipe, learned)
     else:
         plan = plan_recipe(recipe)
     for warning in plan.warnings:
@@ -64,7 +64,8 @@ def _merge(arguments: Any) -> int:
     folder = merge_to_folder(
         plan,
         arguments.out,
-        extra=extra,
+        extra=None if learned is None else trained.learned_files(learned),
+        data=None if learned is None else learned.data_used,
         device=arguments.device,
         threads=arguments.threads,
         overwrite=arguments.overwrite,
@@ -81,11 +82,13 @@ def _merge(arguments: Any) -> int:
     solved = _solved(folder)
     if solved:
         written["solve"] = solved
+    if learned is not None:
+        written["learned"] = trained.summary(learned)
     if arguments.json:
         print(json.dumps(written, indent=2))
     else:
         print(f"{folder}: {recipe.merge_method} of {len(recipe.models)} models, {size / 1e6:.1f} MB, {seconds:.1f} s")
-        for text in _solve_lines(solved):
+        for text in (*_solve_lines(solved), *(() if learned is None else trained.lines(learned))):
             print(text)
         print(f"Next: python -m mergelab evaluate {folder} --suite {recipe.suite or 'starter'}")
     return 0

@@ -38,6 +38,7 @@ def merge_to_folder(
     overwrite: bool = False,
     max_shard_bytes: float = 5e9,
     extra: Mapping[str, bytes | str] | None = None,
+    data: str | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Path:
@@ -45,15 +46,16 @@ def merge_to_folder(
 
     Beside the weights go the base's configuration, its preprocessor and tokenizer files where they are on this machine,
     the recipe (``mergelab_recipe.yaml``), a model card, ``extra`` files by name, and for a matched method what its
-    solver did to every tensor (``mergelab_solve.json``). Raises CheckpointError when ``out`` holds something already
-    (unless ``overwrite``) or the disk is full, MethodError as `stream` does, Cancelled after ``stop``.
+    solver did to every tensor (``mergelab_solve.json``). ``data``: what the card says was used, where the plan cannot
+    know. Raises CheckpointError when ``out`` holds something already (unless ``overwrite``) or the disk is full,
+    MethodError as `stream` does, Cancelled after ``stop``.
     """
     from ..checkpoints import write
 
     recipe = written_recipe(plan)
     files: dict[str, bytes | str] = {**copied_files(plan.reference), **(extra or {})}
     files[RECIPE_FILE] = recipe.to_yaml()
-    files["README.md"] = card(plan, recipe)
+    files["README.md"] = card(plan, recipe, data)
     metadata = {**plan.aliases, "mergelab": __version__, "mergelab_recipe": json.dumps(recipe.to_dict())}
     log: list[Mapping[str, Any]] = []
     return write(
@@ -134,7 +136,7 @@ def written_config(plan: Plan) -> dict[str, Any] | None:
     return {key: name if key in ("dtype", "torch_dtype") else value for key, value in config.items()}
 
 
-def card(plan: Plan, recipe: Recipe) -> str:
+def card(plan: Plan, recipe: Recipe, data: str | None = None) -> str:
     """The model card: front matter that the Hub reads, the parents, the recipe word for word, its hash."""
     parents = [("base", recipe.base_model)] if recipe.base_model is not None else []
     parents += list(zip(plan.names, (entry.model for entry in recipe.models), strict=True))
@@ -152,7 +154,7 @@ def card(plan: Plan, recipe: Recipe) -> str:
         f"# {_cell(recipe.title or plan.method.title)}", "",
         f"{plan.method.title}: {plan.method.summary} ({plan.method.paper}, <{plan.method.url}>)", "",
         f"Made with MergeLab {__version__}; computed in {str(plan.compute).removeprefix('torch.')}. Data used for the "
-        f"merge itself: {data_used(plan)}.", "",
+        f"merge itself: {data or data_used(plan)}.", "",
         "| model | source |", "|---|---|", *rows, "",
         "The licences of all of them apply.", "",
         "## Recipe", "", f"Hash `{recipe.hash}`", "", f"{fence}yaml", yaml.rstrip("\n"), fence, "",

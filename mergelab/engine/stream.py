@@ -134,7 +134,7 @@ def _kept(plan: Plan, where: torch.device) -> tuple[dict[str, Tensor] | None, An
     """(the merged task vector if it is known, the key to keep it under): only for models that lie in memory anyway."""
     size = torch.finfo(plan.compute).bits // 8 * sum(item.numel for item in plan.items if item.merge)
     resident = all(str(checkpoint.source).startswith("memory:") for checkpoint in (plan.reference, *plan.models))
-    if plan.method.gives != "task_vector" or not resident or size > KEEP_BYTES:
+    if plan.method.gives != "task_vector" or plan.method.learns or not resident or size > KEEP_BYTES:
         return None, None
     values = tuple((name, tuple(value) if isinstance(value, list) else value)
                    for name, value in plan.values.items() if name != "lambda")  # fmt: skip

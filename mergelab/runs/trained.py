@@ -16,7 +16,7 @@ from ..tasks import Suite, load_suite
 from ..training import Learned, learn, unlabelled
 from ..training.learned import LEARNED_FILE
 
-__all__ = ["LEARNED_FILE", "Learned", "learned_files", "planned", "prepare"]
+__all__ = ["LEARNED_FILE", "Learned", "learned_files", "lines", "planned", "prepare", "summary"]
 
 
 def prepare(
@@ -43,7 +43,7 @@ def prepare(
     plan = plan_recipe(recipe, load=load)
     if not plan.method.learns:
         raise MethodError(f"Method {plan.method.name!r} has nothing to learn; merge it as it is.")
-    given = learned if learned is not None else getattr(recipe, "learned", None)
+    given = learned if learned is not None else recipe.learned
     if given is not None:
         return fitting(given if isinstance(given, Learned) else Learned.read(given), plan)
     chosen = suite or recipe.suite
@@ -71,6 +71,32 @@ def planned(recipe: Recipe, learned: Learned, *, load: Callable[..., Any] | None
 def learned_files(learned: Learned) -> dict[str, str]:
     """The file that is written beside the merged weights, by name."""
     return {LEARNED_FILE: learned.to_json()}
+
+
+def summary(learned: Learned) -> dict[str, Any]:
+    """What a person should see of it, as plain data: data, seconds, entropy before and after, warnings."""
+    ends = [sum(row) / len(row) for row in (learned.entropy[:1] + learned.entropy[-1:])]
+    return {
+        "data_used": learned.data_used,
+        "transductive": learned.transductive,
+        "per": learned.settings.get("per"),
+        "steps": len(learned.entropy),
+        "samples": learned.samples,
+        "seconds": learned.seconds,
+        "entropy": [round(value, 4) for value in ends],
+        "findings": list(learned.findings),
+    }
+
+
+def lines(learned: Learned) -> list[str]:
+    """`summary` as text."""
+    found = summary(learned)
+    fell = f"; mean entropy {found['entropy'][0]:.3f} to {found['entropy'][1]:.3f}" if found["entropy"] else ""
+    steps = f"{found['steps']} step{'' if found['steps'] == 1 else 's'}"
+    first = (
+        f"Coefficients learned per {found['per']} in {steps} ({found['seconds']:.1f} s) on {found['data_used']}{fell}"
+    )
+    return [first, *(f"  {finding}" for finding in found["findings"])]
 
 
 def fitting(learned: Learned, plan: Plan) -> Learned:

@@ -14,7 +14,7 @@ from ..errors import MethodError
 FORMAT = "mergelab-learned/1"
 LEARNED_FILE = "mergelab_learned.json"
 _MOST_BYTES = 64 << 20
-_DIGITS = 7
+_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Learned:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
-        return {"format": FORMAT, **_rounded(asdict(self))}
+        exact = {name: list(row) for name, row in self.coefficients.items()}
+        return {"format": FORMAT, **_rounded(asdict(self)), "coefficients": exact}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = LEARNED_FILE) -> Learned:
@@ -113,9 +114,9 @@ def _numbers(row: Sequence[Any], count: int) -> tuple[float, ...]:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to seven digits (they are float32), containers as JSON has them; coefficients are float32 exactly."""
+    """Floats to six digits, containers as JSON has them."""
     if isinstance(value, float):
-        return float(f"{value:.{_DIGITS + 2}g}")
+        return float(f"{value:.{_DIGITS}g}")
     if isinstance(value, Mapping):
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
