@@ -18,7 +18,7 @@ from ..errors import StatisticsError
 from .attention import opened
 from .inputs import Batch
 from .probe import Probe
-from .sites import MAPS, Site, Sites
+from .sites import MAPS, Site, Sites, version
 from .sums import Outer
 from .taps import Tap, kept_rows, rows_of
 
@@ -122,10 +122,10 @@ class Capture:
                 return y
             y = y.detach().requires_grad_().clone()  # a leaf could not be changed in place
         held = x.detach() if tap.squares else None
-        version = x._version
+        before = version(x)
 
         def back(gradient: Tensor) -> None:
-            if held is not None and held._version != version:
+            if held is not None and version(held) != before:
                 raise StatisticsError(
                     f"The input of the layer {site.where!r} is changed in place after its use, so the gradient of its "
                     "weight is lost: make that operation return a new tensor."
@@ -156,8 +156,8 @@ class Capture:
         factors, site = tap.factors, tap.site
         assert factors is not None and factors.inputs is not None and factors.mean is not None
         if site.group is not None and self._last is not None:
-            seen, version, mask, product, total, count = self._last
-            if seen() is x and version == x._version and mask == id(kept):
+            seen, before, mask, product, total, count = self._last
+            if seen() is x and before == version(x) and mask == id(kept):
                 factors.inputs.add_sum(product)
                 factors.mean.add_(total)
                 factors.rows += count
@@ -168,7 +168,7 @@ class Capture:
             product = Outer(flat.shape[1], like=flat)
             product.add(flat)
             factors.inputs.add_sum(product)
-            self._last = (weakref.ref(x), x._version, id(kept), product, total, len(flat))
+            self._last = (weakref.ref(x), version(x), id(kept), product, total, len(flat))
         else:
             factors.inputs.add(flat)
         factors.mean.add_(total)

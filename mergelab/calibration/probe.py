@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .sites import CONV, EMBEDDING, NORM, Site, agrees
+from .sites import CONV, EMBEDDING, NORM, Site, agrees, version
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Probe:
         if not self.once:
             return
         self.no_grad |= not torch.is_grad_enabled()
-        self._users.setdefault((id(x), x._version), []).append(site)
+        self._users.setdefault((id(x), version(x)), []).append(site)
         if not agrees(site, x.detach(), y.detach()):
             site.wrong = "its output is not its weight times its input"
 

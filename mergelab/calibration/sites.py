@@ -194,6 +194,11 @@ def _attention(part: nn.MultiheadAttention, path: str, names: dict[int, str], fo
     found.attention[part] = sites
 
 
+def version(t: Tensor) -> int:
+    """How often a tensor was changed in place (inference tensors do not know)."""
+    return 0 if t.is_inference() else t._version
+
+
 def agrees(site: Site, x: Tensor, y: Tensor) -> bool:
     """Whether an output is what the site's weight makes of its input."""
     with torch.no_grad():

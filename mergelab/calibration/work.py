@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import StatisticsError
 from ..statistics import Block
-from .capture import BACKWARD, FORWARD, PROBE, Capture, MaskFunction
+from .capture import BACKWARD, FORWARD, OFF, PROBE, Capture, MaskFunction
 from .inputs import Batch
 from .labels import Labels
 from .prepared import prepared
@@ -94,7 +94,8 @@ class Work:
             with torch.set_grad_enabled(self.options.fisher):
                 logits = self._logits(batch.take(places[:1]).inputs)
             if loose:
-                unused = self._unused(logits, loose)
+                with capture.watching(OFF):  # checkpointed blocks are run again
+                    unused = self._unused(logits, loose)
             for parameter in loose.values():
                 parameter.requires_grad_(False)
             probe.once = False

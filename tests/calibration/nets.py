@@ -63,7 +63,7 @@ def score(logits: Tensor, labels: Tensor) -> Tensor:
 
 def gradients(module: nn.Module, one: Callable[[int], Tensor], count: int) -> dict[str, Tensor]:
     """name -> gradients [N, *shape] of ``one(n)``, the log-likelihood of example n alone."""
-    named = dict(module.named_parameters())
+    named = dict(module.requires_grad_(True).named_parameters())
     out: dict[str, list[Tensor]] = {name: [] for name in named}
     for n in range(count):
         found = torch.autograd.grad(one(n), list(named.values()), allow_unused=True)
