@@ -197,7 +197,10 @@ sys.path.insert(0, {root!r})
 from mergelab.routing.store import load_routed
 from mergelab.routing.modes import Runner
 from mergelab.models import build
-def resident(): return psutil.Process().memory_info().rss
+from mergelab.memory import trim
+def resident():
+    trim()
+    return psutil.Process().memory_info().rss
 images = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
 start = resident()
 if {plain}:
@@ -227,7 +230,9 @@ def memory(routed: RoutedModel, rounds: int) -> dict[str, Any]:
     return {
         "shared model, bytes": shared, "parts, router and heads, bytes": whole - shared,
         "resident: shared model alone": grown[True], "resident: routed model": grown[False],
-        "resident beyond the shared model / bytes of parts": (routed_bytes - alone) / (whole - shared),
+        "resident beyond the shared model / bytes of parts, router and heads": (routed_bytes - alone)
+        / (whole - shared),
+        "(resident beyond the shared model + its bytes) / bytes of the folder": (routed_bytes - alone + shared) / whole,
     }  # fmt: skip
 
 
