@@ -35,17 +35,17 @@ class Reference:
     """What a residual is compared with: ‖b‖ at the models' mean, which does not vanish at a start that is good already.
 
     It costs one more product with the operator, so it is computed only once a residual is below ``rtol`` times a
-    cheap upper ``bound`` on it.
+    cheap upper ``bound`` on it. Residuals up to ``rounding`` are nothing: b itself is not known better.
     """
 
-    def __init__(self, rtol: float, bound: float, exact: Callable[[], float]) -> None:
-        self.rtol, self.bound = rtol, bound
+    def __init__(self, rtol: float, bound: float, exact: Callable[[], float], rounding: float = 0.0) -> None:
+        self.rtol, self.bound, self.rounding = rtol, bound, rounding
         self._exact = exact
         self._value: float | None = None
 
     def reached(self, residual: float) -> bool:
         """Whether the residual counts as zero."""
-        if residual == 0:
+        if residual <= self.rounding:
             return True
         if residual > self.rtol * self.bound:
             return False

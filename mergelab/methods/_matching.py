@@ -57,17 +57,18 @@ class System:
         """Tikhonov term anchored at the start, relative to the mean diagonal (our extension)."""
         self.damping = relative * self.mean_diagonal() if relative else 0.0
 
-    def right(self, experts: Sequence[Tensor], start: Tensor) -> tuple[Tensor, float]:
-        """(b = Σ f_m C_m d_m, Σ f_m d_mᵀ C_m d_m) with d_m = θ_m − start."""
+    def right(self, experts: Sequence[Tensor], start: Tensor) -> tuple[Tensor, float, float]:
+        """(b = Σ f_m C_m d_m, Σ f_m d_mᵀ C_m d_m, Σ ‖f_m C_m d_m‖) with d_m = θ_m − start."""
         b, part, d = torch.zeros_like(start), torch.empty_like(start), torch.empty_like(start)
-        energy = 0.0
+        energy = pulls = 0.0
         for m, expert in enumerate(experts):
             if self.factors[m]:
                 torch.sub(expert, start, out=d)
                 self.add(m, d, part.zero_())
                 energy += dot(d, part)
+                pulls += dot(part, part) ** 0.5
                 b.add_(part)
-        return b, energy
+        return b, energy, pulls
 
 
 class Identity(System):

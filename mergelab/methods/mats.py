@@ -169,7 +169,8 @@ def _solver(
     """The solver of one slice; None where no task's statistics see anything."""
     if made.mean_diagonal() == 0:
         return None
-    right, energy = made.right(models, start)
+    right, energy, pulls = made.right(models, start)
+    rounding = 4 * torch.finfo(start.dtype).eps * pulls
     mean = weighted_mean(models, work.weights)
     size = norm(right)
 
@@ -177,7 +178,7 @@ def _solver(
         """‖Σ w C (θ_t − mean)‖ = ‖b − A (mean − start)‖; ‖b‖ where that is nothing but rounding."""
         gap = mean - start
         found = norm(right - made.total(gap, torch.empty_like(gap)))
-        return found if found > torch.finfo(start.dtype).eps * size else size
+        return found if found > rounding else size
 
     if work.context.start is None:
         bound, reference = size, (lambda: size)
@@ -189,7 +190,8 @@ def _solver(
         precondition = jacobi(made)
     elif preconditioner == "kronecker":
         precondition = kronecker_mean(made, ridge)
-    return ConjugateGradients(made, right, energy, Reference(rtol, max(bound, size), reference), precondition)
+    scale = Reference(rtol, max(bound, size), reference, rounding)
+    return ConjugateGradients(made, right, energy, scale, precondition)
 
 
 def _run(

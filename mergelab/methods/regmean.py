@@ -84,7 +84,7 @@ def regmean(
     if not float(made.sum.diagonal().max()):
         work.log(by="init", out=None, stopped="no information")
         return work.start
-    right, _ = made.right([matrices(expert, layout, 1)[0] for expert in experts], start)
+    right, _, _ = made.right([matrices(expert, layout, 1)[0] for expert in experts], start)
     most = _MOST * max(norm(expert) for expert in [*experts, start])
     found = solve(
         made.sum, right, left=made.left, ridge=ridge, exact=start.dtype == torch.float64,
