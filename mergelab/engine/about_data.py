@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from .. import methods
 from .findings import Finding
 from .folder import data_used
 from .needs import kinds_of, read_for
@@ -42,8 +43,9 @@ def _start(plan: Plan) -> str:
         return {"average": "the mean of the models", "base": "the base"}.get(said, said)
     if "model" in said:
         return said["model"]
-    values = ", ".join(f"{key} {value}" for key, value in said["parameters"].items())
-    return f"{said['merge_method']} ({values})"
+    usual = methods.get(said["merge_method"]).defaults()
+    values = ", ".join(f"{key} {value}" for key, value in said["parameters"].items() if value != usual[key])
+    return said["merge_method"] + (f" ({values})" if values else "")
 
 
 def uses_base(plan: Plan) -> bool:

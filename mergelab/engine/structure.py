@@ -9,7 +9,7 @@ from typing import Any
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 _COPIED = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
-_SHOWN = 3
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
