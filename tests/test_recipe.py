@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from mergelab.errors import MergeLabError, RecipeError
 from mergelab.methods import get
-from mergelab.recipe import DTYPES, ModelEntry, Recipe, readable_name
+from mergelab.recipe import DTYPES, Init, ModelEntry, Recipe, readable_name
 
 TIES = """\
 # a comment
@@ -39,6 +41,12 @@ scalars = st.one_of(
 )
 parameters = st.dictionaries(words, scalars, max_size=4)
 
+inits = st.none() | st.one_of(
+    words.map(Init),
+    words.map(lambda word: Init(model=word)),
+    st.tuples(words.filter(lambda word: word not in ("base", "average")), parameters).map(lambda pair: Init(*pair)),
+)
+
 
 @st.composite
 def recipes(draw: Any) -> Recipe:
@@ -55,6 +63,9 @@ def recipes(draw: Any) -> Recipe:
         seed=draw(st.integers(0, 2**63 - 1)),
         suite=draw(st.none() | words),
         title=draw(st.none() | words),
+        init=draw(inits),
+        statistics=draw(st.none() | words),
+        learned=draw(st.none() | words),
     )
 
 
@@ -138,6 +149,44 @@ def test_hash_depends_on_what_does(change: dict[str, Any]) -> None:
 def test_true_is_not_one() -> None:
     one, true = (Recipe("linear", ("a",), parameters={"normalize": value}) for value in (1, True))
     assert one.hash != true.hash
+
+
+def test_hashes_of_recipes_without_the_later_keys_stay() -> None:
+    """Computed from the text of the essence before init, statistics and learned were keys."""
+    recipe = Recipe.from_yaml(TIES)
+    essence = {
+        "merge_method": "ties", "base_model": "zoo:starter/base",
+        "models": [["zoo:starter/mnist", {"weight": 1.0}], ["zoo:starter/fashion", {}]],
+        "parameters": {"density": 0.2, "lambda": 0.1}, "dtype": "float32", "out_dtype": "bfloat16", "seed": 7,
+    }  # fmt: skip
+    assert recipe.hash == hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
+
+
+def test_init_statistics_and_learned_are_in_the_hash() -> None:
+    recipe = Recipe("mats", ("a", "b"))
+    init = {"merge_method": "ties", "parameters": {"lambda": 1}}
+    changed = [
+        {"init": "ties"}, {"init": "base"}, {"init": init}, {"init": {"model": "ties"}}, {"statistics": "ties"},
+        {"learned": "ties"}, {"statistics": "ties", "init": "ties"},
+    ]  # fmt: skip
+    hashes = {Recipe.from_dict({**recipe.to_dict(), **change}).hash for change in changed}
+    assert len(hashes | {recipe.hash}) == len(changed) + 1
+    one = {"merge_method": "ties", "parameters": {"lambda": 1.0}}
+    assert recipe.replace(init=Init.of(one)).hash == recipe.replace(init=Init.of(init)).hash
+
+
+def test_an_init_in_yaml() -> None:
+    recipe = Recipe.from_yaml(
+        "merge_method: mats\nmodels: [a, b]\ninit:\n  merge_method: task_arithmetic\n  parameters:\n    lambda: 0.15\n"
+        "statistics: statistics/starter\n"
+    )
+    assert recipe.init == Init("task_arithmetic", {"lambda": 0.15}) and recipe.statistics == "statistics/starter"
+    assert recipe.to_yaml() == (
+        "merge_method: mats\nmodels:\n  - model: a\n  - model: b\ninit:\n  merge_method: task_arithmetic\n"
+        "  parameters:\n    lambda: 0.15\nstatistics: statistics/starter\nseed: 0\n"
+    )
+    short = Recipe.from_yaml("merge_method: mats\nmodels: [a]\ninit: {merge_method: ties}\n")
+    assert "init: ties\n" in short.to_yaml()  # a word where that says everything
 
 
 # ---- names ----
@@ -253,6 +302,43 @@ def test_dates_and_yes_stay_what_they_were_written_as() -> None:
     assert [entry.model for entry in recipe.models] == ["yes", "1e5", "2020-01-01"]
     assert recipe.title == "2020-01-01"
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("init", "sentence"),
+    [
+        ({"merge_metod": "ties"}, "Unknown key 'merge_metod' in 'init'. Did you mean 'merge_method'?"),
+        ({}, "'init' must have either 'merge_method' (another merge of these models) or 'model'."),
+        (
+            {"merge_method": "ties", "model": "out"},
+            "'init' must have either 'merge_method' (another merge of these models) or 'model'.",
+        ),
+        ({"merge_method": "base", "parameters": {"lambda": 1}}, "'init' 'base' has no parameters; leave them out."),
+        (["ties"], "'init' must be a method's name, 'base', 'average' or a mapping with 'merge_method', not a list."),
+        ("", "'init.merge_method' must be a non-empty text, not ''."),
+        ({"merge_method": 3}, "'init.merge_method' must be a non-empty text, not 3."),
+        (
+            {"merge_method": "ties", "parameters": [1]},
+            "init.parameters must be a mapping of names to values, not a list.",
+        ),
+        (
+            {"merge_method": "ties", "parameters": {"density": float("nan")}},
+            "Parameter 'density' of 'init' must be a finite number, not nan.",
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_inits_that_are_none(init: Any, sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict({"merge_method": "mats", "models": ["a", "b"], "init": init})
+    assert str(caught.value) == sentence
+
+
+def test_a_mistyped_key_gets_a_suggestion() -> None:
+    with pytest.raises(RecipeError, match=r"Unknown key 'statistic' in the recipe\. Did you mean 'statistics'"):
+        Recipe.from_dict({"merge_method": "mats", "models": ["a"], "statistic": "x"})
+    with pytest.raises(RecipeError, match="'statistics' must be a non-empty text, not 3"):
+        Recipe.from_dict({"merge_method": "mats", "models": ["a"], "statistics": 3})
 
 
 # ---- what ships ----
