@@ -96,13 +96,20 @@ def reason(scores: tuple[GridPoint, ...], best: int, split: str, tasks: int) -> 
     if equal > 1:
         text += f"; it is the first of {equal} equal ones"
     text += "."
-    still = scores[0]
-    if best != 0 and still.accuracy is not None:
+    still = scores[_least(scores, best)]
+    if still is not taken and still.accuracy is not None:
         text += f" At {values_text(still.parameters)} it is {100 * still.accuracy:.2f} %."
     failed = [point for point in scores if point.error]
     if failed:
         text += f" {len(failed)} could not be measured, such as {values_text(failed[0].parameters)}."
     return text
+
+
+def _least(scores: tuple[GridPoint, ...], best: int) -> int:
+    """What the taken point is compared with: no iterations and else the same values, or the grid's first point."""
+    same = {name: value for name, value in scores[best].parameters.items() if name != "iterations"}
+    still = {"iterations": 0, **same}
+    return next((i for i, point in enumerate(scores) if dict(point.parameters) == still), 0)
 
 
 def values_text(values: Mapping[str, Any]) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from hub_standin import HubStandIn
+from safetensors.torch import save, save_file
 
 from mergelab.checkpoints import Checkpoint, MemoryCheckpoint, load, sweep, write
 from mergelab.checkpoints.whole import whole_file
@@ -86,6 +87,13 @@ def test_a_base_is_read_once_for_all_the_adapters_on_it(tmp_path: Path, monkeypa
     assert first.weights_hash == first.renamed("again").weights_hash
     monkeypatch.setattr(type(first), "_read", lambda *_: pytest.fail("it was read again"))
     assert load(tmp_path / "m.safetensors").weights_hash == first.weights_hash
+
+
+def test_a_model_of_the_hub_is_the_same_as_its_files(hub: HubStandIn, tensors: Tensors):
+    hub.add("org/m", {"model.safetensors": save(tensors)})
+    remote = load("hub:org/m")
+    assert remote.folder is None, "nothing is downloaded before it is asked for"
+    assert remote.weights_hash == load(tensors).weights_hash == remote.renamed("x").weights_hash
 
 
 def test_tied_names_are_part_of_it():

@@ -237,6 +237,9 @@ def test_what_validation_chooses_is_never_below_the_init(matched: Recipe):
     found = choose(measure, matched, {"iterations": [5, 10]})
     assert found.parameters == {"iterations": 0} and found.scores[0].accuracy == 1.0
     assert found.recipe.parameters["iterations"] == 0
+    two = choose(lambda s: {"a": 1 - measure(s)["a"]}, matched, {"off_diagonal": [1.0, 0.5], "iterations": [5]})
+    assert two.parameters["iterations"] == 5
+    assert f"At off_diagonal = {two.parameters['off_diagonal']:g}, iterations = 0 it is 0.00 %." in two.why
     assert max(point.accuracy for point in found.scores[1:]) < 1
 
 
