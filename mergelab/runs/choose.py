@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,6 +23,7 @@ from ..errors import CheckpointError, RecipeError, TaskError
 from ..methods import Method
 from ..progress import Progress, Stop, report
 from ..recipe import Recipe
+from ..recipe.start import PLAIN
 from ..tasks import evaluate, load_suite
 from .bench import Bench
 from .chosen import Chosen, GridPoint, pick, reason, values_text
@@ -88,20 +90,7 @@ def choose(
     )
     chosen_seeds = tuple(dict.fromkeys(seeds or (recipe.seed,)))
     chosen_seeds = chosen_seeds if method.promises.random else chosen_seeds[:1]
-    found: list[list[Mapping[str, float] | str]] = [[] for _ in points]
-    total = len(points) * len(chosen_seeds)
-    at = [0]
-
-    def inner(_done: int, _total: int, text: str) -> None:
-        report(progress, at[0], total, text)
-
-    for done, (index, state) in enumerate(_states(judge, recipes, points, chosen_seeds, progress=inner, stop=stop)):
-        at[0] = done
-        report(progress, done, total, f"measuring {values_text(points[index])}")
-        if stop is not None:
-            stop.check()
-        found[index].append(_measured(judge, state))
-    report(progress, total, total, "chosen")
+    found = _measure_all(judge, recipes, points, chosen_seeds, progress=progress, stop=stop)
     scores = tuple(_point(point, results) for point, results in zip(points, found, strict=True))
     best = pick(scores)
     if best is None:
@@ -160,6 +149,8 @@ def _resolve(method: Method, recipe: Recipe) -> None:
     entries = recipe_experts(recipe)
     own = {name: entry.parameters for name, entry in entries.items() if entry.parameters}
     method.resolve(recipe.parameters, tuple(entries), own)
+    if method.init and recipe.init is not None and recipe.init.merge_method not in (None, *PLAIN):
+        methods.get(recipe.init.merge_method).resolve(recipe.init.parameters, tuple(entries))
 
 
 def _states(
@@ -170,7 +161,7 @@ def _states(
     *,
     progress: Progress | None,
     stop: Stop | None,
-) -> Iterator[tuple[int, State]]:
+) -> Generator[tuple[int, State]]:
     """(index of the point, merged weights) for every point and seed; iterations of one solve come from one pass."""
     if not (_solves(methods.get(recipes[0].merge_method)) and _ITERATIONS in points[0]):
         for index, seed in itertools.product(range(len(points)), seeds):
@@ -188,6 +179,34 @@ def _states(
                 yield index, shots.state(step)
         finally:
             shots.close()
+
+
+def _measure_all(
+    judge: _Judge,
+    recipes: Sequence[Recipe],
+    points: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    *,
+    progress: Progress | None,
+    stop: Stop | None,
+) -> list[list[Mapping[str, float] | str]]:
+    """For every point, accuracy by task at every seed, or why it could not be measured."""
+    found: list[list[Mapping[str, float] | str]] = [[] for _ in points]
+    done, total = 0, len(points) * len(seeds)
+
+    def solving(_done: int, _total: int, text: str) -> None:
+        report(progress, done, total, text)
+
+    # Closed at once where measuring stops or fails: a solve's snapshots lie on the disk.
+    with closing(_states(judge, recipes, points, seeds, progress=solving, stop=stop)) as states:
+        for index, state in states:
+            report(progress, done, total, f"measuring {values_text(points[index])}")
+            if stop is not None:
+                stop.check()
+            found[index].append(_measured(judge, state))
+            done += 1
+    report(progress, total, total, "chosen")
+    return found
 
 
 def _measured(judge: _Judge, state: State) -> Mapping[str, float] | str:

@@ -23,6 +23,7 @@ from mergelab.recipe import ModelEntry, Recipe
 from mergelab.runs import Bench
 from mergelab.runs import choose as chooser
 from mergelab.runs.choose import bench_for, choose, with_values
+from mergelab.runs.trained import planned, prepare
 from mergelab.statistics import Block, TaskStatistics, read_folder, write
 from mergelab.tasks import evaluate, load_suite
 
@@ -243,6 +244,30 @@ def test_what_validation_chooses_is_never_below_the_init(matched: Recipe):
     assert max(point.accuracy for point in found.scores[1:]) < 1
 
 
+def test_a_solve_that_is_not_needed_any_more_leaves_nothing_on_the_disk(
+    matched: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    lying: list[int] = []
+
+    def measure(_: Mapping[str, Tensor]) -> dict[str, float]:
+        lying.append(len(list(place.iterdir())))
+        if len(lying) == 3:
+            raise RuntimeError
+        return {"a": 1.0}
+
+    choose(measure, matched, {"iterations": [2]})
+    assert lying == [1, 1] and not list(place.iterdir())
+    with pytest.raises(RuntimeError) as kept:
+        choose(measure, matched, {"iterations": [2]})
+    assert not list(place.iterdir()), kept
+    with pytest.raises(MethodError, match="Parameter 'lambda' of 'task_arithmetic' must be a number"):
+        choose(measure, matched, {"iterations": [2], "init.lambda": [0.1, "x"]})
+    assert len(lying) == 3, "an init's value is checked before anything is solved"
+
+
 def test_statistics_may_be_given_beside_the_recipe(matched: Recipe):
     bare = matched.replace(statistics=None)
     with pytest.raises(StatisticsError):
@@ -345,6 +370,18 @@ def test_a_bench_takes_the_statistics_of_its_sources(bench: Bench, stats: Path):
     ))  # fmt: skip
     again = choose(bench, swapped, {"iterations": [4], "objective": ["kfac"]}, limit=10)
     assert again.scores[1].tasks == found.scores[2 * 2].tasks, "statistics go by the weights, not by the name"
+
+
+def test_coefficients_that_are_learned_are_learned_at_every_point(bench: Bench, zoo: Path):
+    recipe = of(bench, "grey", "colour").replace(
+        merge_method="adamerging", suite=str(zoo), parameters={"steps": 2, "examples": 6, "batch": 3}
+    )
+    found = choose(bench, recipe, {"start": [0.0, 1.0]}, limit=10)
+    for point in found.scores:
+        candidate = with_values(recipe, point.parameters)
+        state = merge_to_memory(planned(candidate, prepare(candidate, device="cpu")))
+        expected = evaluate(bench.model(), bench.suite, split="val", limit=10, state=state, unseen=False)
+        assert point.accuracy == pytest.approx(expected.seen.accuracy)
 
 
 # -- the verb ----------------------------------------------------------------------------------------------------------
