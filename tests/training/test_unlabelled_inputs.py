@@ -50,6 +50,5 @@ def test_pictures_come_with_the_heads_of_their_tasks(tmp_path: Path) -> None:
 
 def test_words_say_how_many_and_from_where() -> None:
     assert data_used({"a": 5, "b": 5}, "val") == "5 unlabelled val pictures a task of a, b"
-    assert data_used({"a": 5, "b": 9}, "test").startswith(
-        "5 to 9 unlabelled test pictures a task of a, b (transductive"
-    )
+    said = data_used({"a": 5, "b": 9}, "test")
+    assert said.startswith("5 to 9 unlabelled test pictures a task of a, b (transductive")
