@@ -173,22 +173,22 @@ class HubCheckpoint(Checkpoint):
 
     def fetch(self, progress: Progress | None = None, stop: Stop | None = None) -> Path:
         """Download the weights now; the folder in the cache that holds them."""
+        folder = self._fetched(progress, stop).folder
+        assert folder is not None
+        return folder
+
+    def _fetched(self, progress: Progress | None = None, stop: Stop | None = None) -> Checkpoint:
         with self._lock:
             if self._local is None:
                 self._local = self.remote.open(progress=progress, stop=stop)
                 self.folder = self._local.folder
-        assert self._local.folder is not None
-        return self._local.folder
+            return self._local
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
-        self.fetch()
-        assert self._local is not None
-        return self._local[info.name]
+        return self._fetched()[info.name]
 
     def _identity(self) -> str:
-        self.fetch()
-        assert self._local is not None
-        return self._local.weights_hash
+        return self._fetched().weights_hash
 
     def renamed(self, name: str) -> Checkpoint:
         other = HubCheckpoint(self.remote)
@@ -243,15 +243,10 @@ def _inspected(remote: RemoteModel) -> HubModel:
     for info in infos:
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
     return replace(
-        model,
-        repo=remote.place.repo,
-        revision=remote.place.sha,
-        dtype=max(sizes, key=lambda code: sizes[code]) if sizes else None,
+        model, repo=remote.place.repo, revision=remote.place.sha, infos=remote.infos, files=remote.weights,
+        dtype=max(sizes, key=lambda code: sizes[code]) if sizes else None, bytes=sum(sizes.values()),
         parameters=sum(info.nbytes * 8 // BITS[info.dtype] for info in infos),
-        bytes=sum(sizes.values()),
-        infos=remote.infos,
-        files=remote.weights,
-    )
+    )  # fmt: skip
 
 
 def _model(item: Any) -> HubModel | None:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from .. import methods
-from ..engine import merge_to_memory, plan_recipe
-from ..engine.plan import Plan
 from ..engine.plan import experts as recipe_experts
 from ..engine.snapshots import merge_snapshots
 from ..errors import CheckpointError, RecipeError, TaskError
@@ -24,19 +22,14 @@ from ..methods import Method
 from ..progress import Progress, Stop, report
 from ..recipe import Recipe
 from ..recipe.start import PLAIN
-from ..tasks import evaluate, load_suite
+from ..tasks import load_suite
 from .bench import Bench
 from .chosen import Chosen, GridPoint, pick, reason, values_text
-from .trained import planned, prepare
+from .judges import Judge, Measure, OnBench, State
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..statistics import TaskStatistics
 
-State: TypeAlias = "Mapping[str, Tensor]"
-#: A function of one's own that measures merged weights on validation data: task -> accuracy from 0 to 1.
-Measure: TypeAlias = Callable[[State], Mapping[str, float]]
 _ITERATIONS = "iterations"
 _INIT = "init."
 
@@ -84,9 +77,9 @@ def choose(
     for candidate in recipes:
         _resolve(method, candidate)
     judge = (
-        _OnBench(place, recipe, statistics, split=split, limit=limit, tasks=tasks, stop=stop)
+        OnBench(place, recipe, statistics, split=split, limit=limit, tasks=tasks, stop=stop)
         if isinstance(place, Bench)
-        else _Judge(place, statistics, stop)
+        else Judge(place, statistics, stop)
     )
     chosen_seeds = tuple(dict.fromkeys(seeds or (recipe.seed,)))
     chosen_seeds = chosen_seeds if method.promises.random else chosen_seeds[:1]
@@ -154,7 +147,7 @@ def _resolve(method: Method, recipe: Recipe) -> None:
 
 
 def _states(
-    judge: _Judge,
+    judge: Judge,
     recipes: Sequence[Recipe],
     points: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
@@ -182,7 +175,7 @@ def _states(
 
 
 def _measure_all(
-    judge: _Judge,
+    judge: Judge,
     recipes: Sequence[Recipe],
     points: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
@@ -209,7 +202,7 @@ def _measure_all(
     return found
 
 
-def _measured(judge: _Judge, state: State) -> Mapping[str, float] | str:
+def _measured(judge: Judge, state: State) -> Mapping[str, float] | str:
     try:
         return dict(judge.measure(state))
     except CheckpointError as error:  # the weights have run away: no finite features
@@ -224,80 +217,3 @@ def _point(values: Mapping[str, Any], results: Sequence[Mapping[str, float] | st
     tasks = {name: sum(result[name] for result in known) / len(known) for name in known[0]}
     by_seed = tuple(sum(result.values()) / len(result) for result in known)
     return GridPoint(values, sum(tasks.values()) / len(tasks), tasks, by_seed)
-
-
-class _Judge:
-    """Merges, and measures by a function of the caller's."""
-
-    device = "auto"
-    suite: str | None = None
-
-    def __init__(self, measure: Measure | None, statistics: Any, stop: Stop | None) -> None:
-        self._measure, self.statistics, self.stop = measure, statistics, stop
-        self.items: dict[str, int] = {}
-
-    def plan(self, recipe: Recipe) -> Plan:
-        return plan_recipe(recipe, statistics=self.statistics)
-
-    def merged(self, recipe: Recipe) -> State:
-        learns = methods.get(recipe.merge_method).learns
-        plan = planned(recipe, prepare(recipe, stop=self.stop)) if learns else self.plan(recipe)
-        return merge_to_memory(plan, stop=self.stop)
-
-    def measure(self, state: State) -> Mapping[str, float]:
-        assert self._measure is not None
-        found = self._measure(state)
-        if not isinstance(found, Mapping) or not found:
-            raise TaskError("The validation function must give {task: accuracy}, with at least one task.")
-        return found
-
-
-class _OnBench(_Judge):
-    """Resident checkpoints, and a suite that measures."""
-
-    def __init__(
-        self,
-        bench: Bench,
-        recipe: Recipe,
-        statistics: Any,
-        *,
-        split: str,
-        limit: int | None,
-        tasks: Sequence[str] | None,
-        stop: Stop | None,
-    ) -> None:
-        super().__init__(None, statistics, stop)
-        self.bench, self.split, self.limit = bench, split, limit
-        self.model = bench.model()
-        assert bench.suite is not None  # the model is there only with a suite
-        self.device, self.suite = bench.device, bench.suite.name
-        if tasks is None:
-            seen = [task.name for task in bench.suite if task.seen]
-            tasks = [name for name in seen if name in recipe.names] or seen or bench.suite.names
-        self.tasks = tuple(task.name for task in bench.suite.pick(tasks))
-
-    def plan(self, recipe: Recipe) -> Plan:
-        if self.statistics is None:
-            return self.bench.plan(recipe)
-        return plan_recipe(recipe.replace(out_dtype=None), load=self.bench._load, statistics=self.statistics)
-
-    def merged(self, recipe: Recipe) -> State:
-        method = methods.get(recipe.merge_method)
-        if method.learns:
-            load = self.bench._load
-            learned = prepare(recipe, suite=self.bench.suite, load=load, model=self.model, stop=self.stop)
-            plan = planned(recipe.replace(out_dtype=None), learned, load=load)
-        elif self.statistics is None:
-            return self.bench.merged(recipe, stop=self.stop)
-        else:
-            plan = self.plan(recipe)
-        return merge_to_memory(plan, device=self.device, stop=self.stop)
-
-    def measure(self, state: State) -> Mapping[str, float]:
-        assert self.bench.suite is not None
-        found = evaluate(
-            self.model, self.bench.suite, split=self.split, limit=self.limit, tasks=self.tasks, state=state,
-            stop=self.stop,
-        )  # fmt: skip
-        self.items.update({name: score.n for name, score in found.tasks.items()})
-        return {name: score.accuracy for name, score in found.tasks.items()}

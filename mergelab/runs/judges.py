@@ -1,0 +1,100 @@
+"""Merging and measuring one point of a grid: on a bench, or by a function of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .. import methods
+from ..engine import merge_to_memory, plan_recipe
+from ..engine.plan import Plan
+from ..errors import TaskError
+from ..progress import Stop
+from ..recipe import Recipe
+from ..tasks import evaluate
+from .bench import Bench
+from .trained import planned, prepare
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State: TypeAlias = "Mapping[str, Tensor]"
+#: A function of one's own that measures merged weights on validation data: task -> accuracy from 0 to 1.
+Measure: TypeAlias = Callable[[State], Mapping[str, float]]
+
+
+class Judge:
+    """Merges, and measures by a function of the caller's."""
+
+    device = "auto"
+    suite: str | None = None
+
+    def __init__(self, measure: Measure | None, statistics: Any, stop: Stop | None) -> None:
+        self._measure, self.statistics, self.stop = measure, statistics, stop
+        self.items: dict[str, int] = {}
+
+    def plan(self, recipe: Recipe) -> Plan:
+        return plan_recipe(recipe, statistics=self.statistics)
+
+    def merged(self, recipe: Recipe) -> State:
+        learns = methods.get(recipe.merge_method).learns
+        plan = planned(recipe, prepare(recipe, stop=self.stop)) if learns else self.plan(recipe)
+        return merge_to_memory(plan, stop=self.stop)
+
+    def measure(self, state: State) -> Mapping[str, float]:
+        assert self._measure is not None
+        found = self._measure(state)
+        if not isinstance(found, Mapping) or not found:
+            raise TaskError("The validation function must give {task: accuracy}, with at least one task.")
+        return found
+
+
+class OnBench(Judge):
+    """Resident checkpoints, and a suite that measures."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        recipe: Recipe,
+        statistics: Any,
+        *,
+        split: str,
+        limit: int | None,
+        tasks: Sequence[str] | None,
+        stop: Stop | None,
+    ) -> None:
+        super().__init__(None, statistics, stop)
+        self.bench, self.split, self.limit = bench, split, limit
+        self.model = bench.model()
+        assert bench.suite is not None  # the model is there only with a suite
+        self.device, self.suite = bench.device, bench.suite.name
+        if tasks is None:
+            seen = [task.name for task in bench.suite if task.seen]
+            tasks = [name for name in seen if name in recipe.names] or seen or bench.suite.names
+        self.tasks = tuple(task.name for task in bench.suite.pick(tasks))
+
+    def plan(self, recipe: Recipe) -> Plan:
+        if self.statistics is None:
+            return self.bench.plan(recipe)
+        return plan_recipe(recipe.replace(out_dtype=None), load=self.bench._load, statistics=self.statistics)
+
+    def merged(self, recipe: Recipe) -> State:
+        method = methods.get(recipe.merge_method)
+        if method.learns:
+            load = self.bench._load
+            learned = prepare(recipe, suite=self.bench.suite, load=load, model=self.model, stop=self.stop)
+            plan = planned(recipe.replace(out_dtype=None), learned, load=load)
+        elif self.statistics is None:
+            return self.bench.merged(recipe, stop=self.stop)
+        else:
+            plan = self.plan(recipe)
+        return merge_to_memory(plan, device=self.device, stop=self.stop)
+
+    def measure(self, state: State) -> Mapping[str, float]:
+        assert self.bench.suite is not None
+        found = evaluate(
+            self.model, self.bench.suite, split=self.split, limit=self.limit, tasks=self.tasks, state=state,
+            stop=self.stop,
+        )  # fmt: skip
+        self.items.update({name: score.n for name, score in found.tasks.items()})
+        return {name: score.accuracy for name, score in found.tasks.items()}
