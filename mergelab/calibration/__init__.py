@@ -7,6 +7,7 @@ from .cost import Estimate, estimate
 from .inputs import Batch
 from .labels import CLASS_LIMIT
 from .suite import ORDERS, collect, collect_zoo, estimate_zoo
+from .vectors import collect_vectors, vectors
 from .wanted import BLOCK_LIMIT, MAX_OUTPUTS
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "Estimate",
     "collect",
     "collect_stats",
+    "collect_vectors",
     "collect_zoo",
     "estimate",
     "estimate_zoo",
     "logits_of",
+    "vectors",
 ]

@@ -54,6 +54,17 @@ class Wanted:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
+_FACTORS = (
+    "A and B are never solved for apart, so load the adapter with its base (mergelab.load) and collect from the dense "
+    "expert"
+)
+
+
+def is_factor(name: str) -> bool:
+    """Whether a parameter is one of LoRA's two factors."""
+    return any(f".{part}." in name for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"))
+
+
 def kinds_of(kinds: Collection[str] | str) -> frozenset[str]:
     """Checked kinds of statistics."""
     given = [kinds] if isinstance(kinds, str) else list(kinds)
@@ -83,8 +94,13 @@ def chosen(module: nn.Module, names: Names | None) -> dict[str, nn.Parameter]:
 
 
 def check_maps(options: Options, sites: Sites, picked: Collection[str]) -> None:
-    """Refuse Grams and K-FAC where no tensor that was asked for is a linear layer's weight."""
-    if not options.factors or any(site.weight in picked for site in sites.all if site.kind in MAPS):
+    """Refuse Grams and K-FAC of LoRA's factors, and where nothing asked for is a linear layer's weight."""
+    if not options.factors:
+        return
+    factor = next((name for name in picked if is_factor(name)), None)
+    if factor is not None and options.names is not None:
+        raise StatisticsError(f"{factor!r} is a LoRA factor: {_FACTORS}.")
+    if any(site.weight in picked for site in sites.all if site.kind in MAPS):
         return
     name = next((n for n in picked if "ia3" in n), next(iter(picked)))
     kind = "kfac" if "kfac" in options.kinds else "gram"
@@ -120,6 +136,9 @@ def _factors(
     for site in sites.all:
         name = site.weight
         if site.kind not in MAPS or name not in picked or name is None:
+            continue
+        if is_factor(name):
+            wanted.skipped[name] = f"a LoRA factor: {_FACTORS}"
             continue
         if site.kind == CONV and not options.conv:
             wanted.skipped.setdefault(name, "Grams of convolutions were not asked for (conv=True takes them)")

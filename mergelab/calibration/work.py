@@ -161,7 +161,7 @@ class Work:
     def notes(self) -> dict[str, Any]:
         """What the header should say about how it was done."""
         said: dict[str, Any] = {}
-        if self._rest is not None:
+        if self._rest is not None and self._rest.alone:
             said["one_by_one"] = self._rest.alone
         if self.options.fisher:
             said["backward_passes"] = self.passes

@@ -382,3 +382,22 @@ def test_ia3_vectors_of_a_peft_model():
         StatisticsError, match=r"no linear inputs of its own: take the kinds 'block' or 'diag' for \(IA"
     ):
         stats(net, {"kfac"}, names=vectors)
+
+
+def test_lora_factors_are_never_solved_for_apart():
+    peft = pytest.importorskip("peft")
+    from mergelab.errors import StatisticsError
+
+    net = nn.Sequential()
+    net.add_module("up", nn.Linear(D, 8))
+    net.add_module("mean", Mean())
+    net.add_module("head", nn.Linear(8, CLASSES))
+    wrapped = jittered(peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["up"])))
+    found = stats(wrapped, {"gram", "diag"})
+    factors = [name for name, _ in wrapped.named_parameters() if "lora_" in name]
+    assert len(factors) == 2
+    for name in factors:
+        assert found.block(name).kinds == ("diag",) and "a LoRA factor" in found.skipped[name]
+    squares_match(found, one_by_one(wrapped))
+    with pytest.raises(StatisticsError, match=r"is a LoRA factor: A and B are never solved for apart, so load"):
+        stats(wrapped, {"kfac"}, names=factors)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from tasks.tiny_zoo import CLASSES, make_zoo
 
-from mergelab.calibration import collect, collect_zoo, estimate_zoo
+from mergelab.calibration import collect, collect_vectors, collect_zoo, estimate_zoo
+from mergelab.calibration import vectors as vectors_of
 from mergelab.checkpoints import load
 from mergelab.cli import main
 from mergelab.errors import Cancelled, CheckpointError, MergeLabError, StatisticsError, TaskError
@@ -120,6 +121,43 @@ def test_stopping_leaves_nothing(zoo, experts, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         collect_zoo(zoo, experts, tmp_path / "stats", kinds=["gram"], examples=6, batch=2, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_vectors_of_an_ia3_adapter_belong_to_its_file(zoo, experts, tmp_path):
+    peft = pytest.importorskip("peft")
+    suite, head = load_suite(zoo), heads_for(load_suite(zoo))["grey"]
+    model = build(str(zoo / "base"), device="cpu")
+    settings = peft.IA3Config(target_modules=["k_proj", "v_proj", "fc2"], feedforward_modules=["fc2"])
+    tower = peft.get_peft_model(model.module, settings)
+    draw = torch.Generator().manual_seed(0)
+    learnt = {name: p for name, p in tower.named_parameters() if "ia3_l" in name}
+    for p in learnt.values():
+        p.data += 0.3 * torch.randn(p.shape, generator=draw)
+    tower.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps(json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+                   | {"base_model_name_or_path": str(zoo / "base")})
+    )  # fmt: skip
+    source = str(tmp_path / "adapter")
+    found = collect_vectors(source, suite["grey"], head, examples=6, batch=4, device="cpu")
+    file = vectors_of(source)
+    assert set(found.names) == set(file) and len(found.names) == 6 and found.kinds == ("diag", "block")
+    assert found.weights_hash == file.weights_hash
+    images, labels = suite["grey"].split("val")
+    places = subset_indices(suite["grey"], "val", 6, 0)
+    pixels = model.pixels(images[places])
+    total = {name: torch.zeros(p.numel(), p.numel()) for name, p in learnt.items()}
+    for n in range(6):
+        logits = head.logits(model.through(tower, pixels[n : n + 1]))
+        loss = F.cross_entropy(logits, labels[places[n : n + 1]])
+        for (name, _), g in zip(learnt.items(), torch.autograd.grad(loss, list(learnt.values())), strict=True):
+            total[name] += torch.outer(g.flatten(), g.flatten()) / 6
+    for name, expected in total.items():
+        block = found.block(name.replace(".default", ""))
+        torch.testing.assert_close(block.full, expected, rtol=2e-3, atol=1e-7)
+        assert block.shape == tuple(learnt[name].shape)
+    with pytest.raises(StatisticsError, match="is no \\(IA\\)³ adapter but a whole model"):
+        collect_vectors(experts["grey"], suite["grey"], head)
 
 
 def test_what_does_not_fit_is_refused(zoo, experts):
