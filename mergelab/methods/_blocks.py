@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from ._kernels import dot, weighted_sum
+from ._kernels import inner, weighted_sum
 from ._matching import Diagonal, Full, Gram, Identity, Kfac, System
 from .context import Context
 from .declaration import Parameter, Resolved
@@ -244,4 +244,4 @@ def fisher(
 
 def norm(tensor: Tensor) -> float:
     """‖·‖, accumulated in float64."""
-    return dot(tensor, tensor) ** 0.5
+    return inner(tensor, tensor) ** 0.5

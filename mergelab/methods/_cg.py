@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ._kernels import dot
+from ._kernels import inner
 
 #: Iterations after which the residual is computed anew instead of updated: rounding errors add up in the update.
 REFRESH = 50
@@ -61,7 +61,7 @@ class ConjugateGradients:
     − d_m) (plus ½ damping ‖δ‖²) and ‖b − Aδ‖ at every iteration, the start included. J falls with every step; the
     residual need not. ``stopped`` is empty while there is more to do, else why it ended.
 
-    ``right`` is b, ``energy`` Σ w_m d_mᵀ C_m d_m. All dot products are accumulated in float64.
+    ``right`` is b, ``energy`` Σ w_m d_mᵀ C_m d_m. Dot products are summed in float64.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class ConjugateGradients:
         z = self._r if precondition is None else precondition(self._r)
         self._p = z.clone()
         self._q = torch.empty_like(right)
-        square = dot(self._r, self._r)
-        self._rho = square if precondition is None else dot(self._r, z)
+        square = inner(self._r, self._r)
+        self._rho = square if precondition is None else inner(self._r, z)
         self.iterations = 0
         self.stopped = ""
         self.objective = [max(0.0, energy / 2)]
@@ -96,8 +96,8 @@ class ConjugateGradients:
         if self.stopped:
             return
         p, q, r = self._p, self._operator.apply(self._p, self._q), self._r
-        curvature = dot(p, q)
-        least = torch.finfo(p.dtype).eps * math.sqrt(dot(p, p)) * math.sqrt(dot(q, q))
+        curvature = inner(p, q)
+        least = torch.finfo(p.dtype).eps * float(torch.linalg.vector_norm(p)) * float(torch.linalg.vector_norm(q))
         if not (curvature > least and math.isfinite(curvature)):  # NaN compares as false
             self.stopped = NULL
             return
@@ -108,11 +108,11 @@ class ConjugateGradients:
             r.add_(q, alpha=-along)
         else:
             torch.sub(self._right, self._operator.apply(self.delta, q), out=r)
-        square = dot(r, r)
+        square = inner(r, r)
         z = r if self._precondition is None else self._precondition(r)
-        rho = square if self._precondition is None else dot(r, z)
+        rho = square if self._precondition is None else inner(r, z)
         # f(δ) = ½ δᵀAδ − bᵀδ = −½ δᵀ(b + r), and J = f + ½ energy.
-        value = (self._energy - dot(self.delta, self._right) - dot(self.delta, r)) / 2
+        value = (self._energy - inner(self.delta, self._right) - inner(self.delta, r)) / 2
         self.objective.append(max(0.0, value))
         self.residual.append(math.sqrt(square))
         p.mul_(rho / self._rho).add_(z)

@@ -70,3 +70,12 @@ def dot(a: Tensor, b: Tensor) -> float:
         torch.dot(a[start : start + block].to(dtype), b[start : start + block].to(dtype))
         for start in range(0, a.numel(), block)
     ))  # fmt: skip
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """⟨a, b⟩ over all entries, quicker than `dot`: float32 products of short blocks, added up in float64."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    if a.device.type != "cpu" or a.dtype != torch.float32:
+        return dot(a, b)
+    block = 1 << 14
+    return sum(float(torch.dot(x, y)) for x, y in zip(a.split(block), b.split(block), strict=True))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from ._kernels import dot
+from ._kernels import inner
 
 #: Ridges, relative to the mean diagonal, that make a matrix fit for a Cholesky factorisation.
 RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
@@ -65,8 +65,8 @@ class System:
             if self.factors[m]:
                 torch.sub(expert, start, out=d)
                 self.add(m, d, part.zero_())
-                energy += dot(d, part)
-                pulls += dot(part, part) ** 0.5
+                energy += inner(d, part)
+                pulls += inner(part, part) ** 0.5
                 b.add_(part)
         return b, energy, pulls
 
