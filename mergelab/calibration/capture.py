@@ -122,14 +122,8 @@ class Capture:
                 return y
             y = y.detach().requires_grad_().clone()  # a leaf could not be changed in place
         held = x.detach() if tap.squares else None
-        before = version(x)
 
         def back(gradient: Tensor) -> None:
-            if held is not None and version(held) != before:
-                raise StatisticsError(
-                    f"The input of the layer {site.where!r} is changed in place after its use, so the gradient of its "
-                    "weight is lost: make that operation return a new tensor."
-                )
             with torch.no_grad():
                 self._back(tap, held, gradient.detach(), kept)
 

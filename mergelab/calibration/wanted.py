@@ -41,6 +41,15 @@ class Options:
         return bool(self.kinds - {"gram"})
 
 
+@dataclass(frozen=True)
+class Findings:
+    """``unused``: parameters that the outputs do not depend on; ``apart``: those whose gradient is not what their sites
+    see, as they are also read elsewhere."""
+
+    unused: Collection[str] = ()
+    apart: Collection[str] = ()
+
+
 @dataclass
 class Wanted:
     """Where what is added up: factors and Fishers by tensor, taps by site, and the tensors left to ``rest``."""
@@ -111,11 +120,8 @@ def check_maps(options: Options, sites: Sites, picked: Collection[str]) -> None:
     )
 
 
-def decide(module: nn.Module, sites: Sites, options: Options, unused: Collection[str], like: Tensor) -> Wanted:
-    """What is added up where, after the probe.
-
-    ``unused``: parameters that the outputs do not depend on; ``like``: a tensor of the sums' dtype and device.
-    """
+def decide(module: nn.Module, sites: Sites, options: Options, found: Findings, like: Tensor) -> Wanted:
+    """What is added up where, after the probe. ``like``: a tensor of the sums' dtype and device."""
     picked = chosen(module, options.names)
     wanted = Wanted(like=like, skipped=dict(sites.skipped) if options.factors else {})
     fired: dict[str, list[Site]] = {}
@@ -126,7 +132,7 @@ def decide(module: nn.Module, sites: Sites, options: Options, unused: Collection
     if options.factors:
         _factors(sites, options, picked, fired, wanted)
     if options.kinds & {"diag", "block"}:
-        _fishers(options, picked, fired, unused, wanted)
+        _fishers(options, picked, fired, found, wanted)
     return wanted
 
 
@@ -182,11 +188,10 @@ def _unfit(site: Site, uses: list[Site]) -> str:
 
 
 def _fishers(
-    options: Options, picked: Mapping[str, Tensor], fired: Mapping[str, list[Site]], unused: Collection[str],
-    wanted: Wanted,
-) -> None:  # fmt: skip
+    options: Options, picked: Mapping[str, Tensor], fired: Mapping[str, list[Site]], found: Findings, wanted: Wanted
+) -> None:
     for name, parameter in picked.items():
-        if name in unused:
+        if name in found.unused:
             wanted.skipped.setdefault(name, "the outputs do not depend on it")
             continue
         if not parameter.is_floating_point():
@@ -201,7 +206,7 @@ def _fishers(
             continue
         wanted.fishers[name] = made
         uses = fired.get(name, [])
-        if not _alone(uses, name, made):
+        if name in found.apart or not _alone(uses, name, made):
             wanted.rest.append(name)
             continue
         for site in uses:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .prepared import prepared
 from .probe import Probe
 from .rest import Forward, Rest
 from .sites import find
-from .wanted import Options, Wanted, check_maps, chosen, decide
+from .wanted import Findings, Options, Wanted, check_maps, chosen, decide
 
 _NO_GRAPH = (
     "The logits have no gradient: forward ran under torch.no_grad or inference_mode, or detached them. Let gradients "
@@ -81,46 +82,83 @@ class Work:
         self.examples += batch.size
 
     def probe(self, batch: Batch) -> None:
-        """Find out how the model uses its weights, and decide what is added up."""
+        """Find out, with one example, how the model uses its weights, and decide what is added up."""
         capture, probe = self.capture, Probe()
         capture.probe, capture.gradients = probe, self.options.fisher
-        parameters = dict(self.module.named_parameters())
-        places = torch.zeros(2, dtype=torch.int64)
-        unused: list[str] = []
-        with capture.watching(PROBE, batch):
-            loose = {n: p for n, p in parameters.items() if p.is_floating_point()} if self.options.fisher else {}
-            for parameter in loose.values():
-                parameter.requires_grad_(True)
-            with torch.set_grad_enabled(self.options.fisher):
-                logits = self._logits(batch.take(places[:1]).inputs)
-            if loose:
-                with capture.watching(OFF):  # checkpointed blocks are run again
-                    unused = self._unused(logits, loose)
-            for parameter in loose.values():
-                parameter.requires_grad_(False)
+        one = batch.take(torch.zeros(1, dtype=torch.int64))
+        loose = [p for p in self.module.parameters() if p.is_floating_point() and self.options.fisher]
+        with capture.watching(PROBE, batch), torch.set_grad_enabled(self.options.fisher):
+            _require(loose, True)
+            logits = self._logits(one.inputs)
+            with capture.watching(OFF):  # checkpointed blocks are run again
+                gradients = self._gradients(logits)
+            _require(loose, False)
             probe.once = False
             with torch.no_grad():
-                self._logits(batch.take(places).inputs)
+                self._logits(batch.take(torch.zeros(2, dtype=torch.int64)).inputs)
         probe.conclude(self.sites.all)
         self._frozen = not (self.options.fisher and probe.no_grad)
         if not self._frozen:  # a checkpointed block passes gradients on only if something before it needs one
-            for parameter in loose.values():
-                parameter.requires_grad_(True)
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        self.wanted = decide(self.module, self.sites, self.options, unused, like)
-        capture.taps = self.wanted.taps
+            _require(loose, True)
+        unused = [name for name, gradient in gradients.items() if gradient is None]
+        apart = self._misled(one, gradients) if gradients else set()
+        self.wanted = self._decide(self.options, Findings(unused, apart))
         if self.wanted.rest:
             self._rest = Rest(self.module, self.forward, self.wanted.rest)
 
-    def _unused(self, logits: Tensor, loose: Mapping[str, nn.Parameter]) -> list[str]:
-        """Parameters that the logits do not depend on."""
+    def _decide(self, options: Options, found: Findings) -> Wanted:
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        wanted = decide(self.module, self.sites, options, found, like)
+        self.capture.taps = wanted.taps
+        return wanted
+
+    def _gradients(self, logits: Tensor) -> dict[str, Tensor | None]:
+        """Every parameter's gradient of one example's logits in some direction; None where they do not depend on it."""
+        if not self.options.fisher:
+            return {}
         if not logits.requires_grad:
             raise StatisticsError(_NO_GRAPH)
+        if not self.options.kinds & {"diag", "block"}:
+            return {}
         try:
-            found = torch.autograd.grad(logits.sum(), list(loose.values()), allow_unused=True)
-        except RuntimeError:  # reentrant checkpoints do not say
-            return []
-        return [name for name, gradient in zip(loose, found, strict=True) if gradient is None]
+            torch.autograd.backward(logits, _direction(logits))
+        except RuntimeError as error:
+            if "inplace" not in str(error):
+                raise
+            raise StatisticsError(
+                "Something that a layer took is changed in place afterwards, so gradients of its weight cannot be "
+                "taken: make that operation of the model return a new tensor, or collect 'gram' and 'kfac' only."
+            ) from None
+        found = {name: parameter.grad for name, parameter in self.module.named_parameters()}
+        self._clear()
+        return found
+
+    def _misled(self, one: Batch, gradients: Mapping[str, Tensor | None]) -> set[str]:
+        """Tensors whose gradient is not what their sites see (a weight that is also read elsewhere, past its layer)."""
+        unused = [name for name, gradient in gradients.items() if gradient is None]
+        wanted = self._decide(replace(self.options, kinds=frozenset({"diag"})), Findings(unused))
+        self.capture.begin()
+        with self.capture.watching(FORWARD, one):
+            logits = self._logits(one.inputs)
+        if logits.requires_grad and wanted.taps:
+            with self.capture.watching(BACKWARD, one):
+                torch.autograd.backward(logits, _direction(logits))
+            self.capture.flush()
+        self._clear()
+        out = set()
+        for name, fisher in wanted.fishers.items():
+            gradient = gradients[name]
+            if name in wanted.rest or gradient is None or fisher.diagonal is None:
+                continue
+            squares = gradient.square()
+            gap = float((squares - fisher.diagonal).abs().max()) if squares.numel() else 0.0
+            if gap > 1e-2 * float(squares.abs().max()):  # what is not finite is found, and said, elsewhere
+                out.add(name)
+        return out
+
+    def _clear(self) -> None:
+        for parameter in self.module.parameters():
+            parameter.grad = None
 
     def _logits(self, inputs: Any) -> Tensor:
         logits = self.forward(self.module, inputs)
@@ -155,8 +193,7 @@ class Work:
                     for name, gradients in found.items():
                         self.wanted.fishers[name].add(gradients)
         if not self._frozen:
-            for parameter in self.module.parameters():
-                parameter.grad = None
+            self._clear()
 
     def notes(self) -> dict[str, Any]:
         """What the header should say about how it was done."""
@@ -215,3 +252,14 @@ class Work:
             full = fisher.full / self.examples
             pieces["full"] = (full + full.T) / 2
         return pieces
+
+
+def _require(parameters: Iterable[nn.Parameter], needs: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(needs)
+
+
+def _direction(logits: Tensor) -> Tensor:
+    """Some gradient on the logits in which nothing cancels."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(logits.shape, generator=draw, dtype=logits.dtype).to(logits.device)

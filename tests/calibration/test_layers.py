@@ -206,8 +206,10 @@ def test_an_input_that_is_changed_in_place_afterwards_is_an_error_not_a_wrong_nu
             return self.head((x + y).mean(1))
 
     net = jittered(Changes())
-    assert stats(net, {"gram"}).names == ("inner.weight", "head.weight")
-    with pytest.raises(StatisticsError, match="'inner' is changed in place after its use"):
+    found = stats(net, {"kfac"})  # needs the input only when it comes by
+    rows = (2 * X).flatten(0, 1)
+    assert_close(found.block("inner.weight").inputs, rows.T @ rows / len(rows))
+    with pytest.raises(StatisticsError, match="Something that a layer took is changed in place afterwards"):
         stats(net, {"diag"})
 
 
@@ -315,6 +317,19 @@ def test_weights_that_are_not_what_they_look_like_are_skipped_with_the_reason():
     assert "never called" in found.skipped["never.weight"]
     each = one_by_one(net)
     squares_match(found, {name: g for name, g in each.items() if not name.startswith("never")})
+
+
+def test_a_weight_that_is_also_read_past_its_layer_has_its_whole_gradient_squared():
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(D, D), nn.Linear(D, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.linear(self.inner(x).tanh(), self.inner.weight.T).mean(1))
+
+    net = jittered(Reads())
+    squares_match(stats(net, {"diag"}), one_by_one(net))
 
 
 def test_bert_and_gpt2_against_autograd():
