@@ -42,6 +42,10 @@ class RoutingError(MergeLabError):
     """A routed model cannot be built, read or run as asked: which part, what was expected and found."""
 
 
+class DataNeededError(MergeLabError):
+    """A recipe cannot be merged before data was looked at: which data, and what collects or learns it."""
+
+
 class Cancelled(MergeLabError):  # noqa: N818  (it is no error of anybody's)
     """The work was stopped on request; nothing half-written was left."""
 
