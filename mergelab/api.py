@@ -32,6 +32,7 @@ def merge(
     statistics: str | Path | Mapping[str, Any] | None = None,
     init: Any = None,
     learned: Mapping[str, Sequence[float]] | None = None,
+    space: str | None = None,
     **parameters: Any,
 ) -> dict[str, Tensor]:
     """Merge models in memory and return the merged state dict (CPU tensors; tied names share one).
@@ -43,12 +44,13 @@ def merge(
     dtype unless ``dtype`` or ``out_dtype`` says otherwise. Methods that need them take ``statistics`` (a folder of
     them, or a mapping of model names), ``init`` (a method's name, ``"base"``, ``"average"``, ``{"merge_method": …,
     "parameters": …}`` or a state dict to start from) and ``learned`` coefficients; see :func:`mergelab.engine.plan`.
+    ``space="adapter"`` merges the vectors of (IA)³ adapters and gives merged vectors.
     Raises :class:`~mergelab.errors.MergeLabError` saying what does not fit.
 
     >>> mergelab.merge("task_arithmetic", {"a": sd_a, "b": sd_b}, base=sd0, lambda_=0.4, weight={"a": 1.0, "b": 0.5})
     """
     planned = plan(
         method, models, base, parameters, dtype=dtype, out_dtype=out_dtype, seed=seed,
-        statistics=statistics, init=init, learned=learned,
+        statistics=statistics, init=init, learned=learned, space=space,
     )  # fmt: skip
     return merge_to_memory(planned, threads=threads, device=device, progress=progress, stop=stop)

@@ -7,7 +7,7 @@ from .cost import Estimate, estimate
 from .inputs import Batch
 from .labels import CLASS_LIMIT
 from .suite import ORDERS, collect, collect_zoo, estimate_zoo
-from .vectors import collect_vectors, vectors
+from .vectors import collect_vectors
 from .wanted import BLOCK_LIMIT, MAX_OUTPUTS
 
 __all__ = [
@@ -25,5 +25,4 @@ __all__ = [
     "estimate",
     "estimate_zoo",
     "logits_of",
-    "vectors",
 ]

@@ -99,6 +99,7 @@ def collect_zoo(
     kinds: Collection[str],
     tasks: Iterable[str] | None = None,
     heads: Mapping[str, Head] | None = None,
+    space: str = "weights",
     overwrite: bool = False,
     each: Callable[[TaskStatistics, Path], None] | None = None,
     progress: Progress | None = None,
@@ -108,19 +109,21 @@ def collect_zoo(
     """Statistics of every expert on its own task: one file a task in the folder ``out``, which appears whole.
 
     ``experts``: task -> source; ``heads``: by task (default: those beside the suite's experts); ``each(statistics,
-    file)`` is called when a task is done; ``options`` as :func:`collect` takes them. Stopping leaves nothing behind.
+    file)`` is called when a task is done; ``options`` as :func:`collect` takes them. ``space="adapter"``: of the
+    vectors of (IA)³ experts instead of the weights that they make. Stopping leaves nothing behind.
     """
     found = load_suite(suite)
     check_target(out, overwrite)
     chosen = chosen_tasks(found, experts, tasks)
     heads = heads_of(found, chosen, heads)
+    one = _collector(space)
     with whole_folder(out, overwrite=overwrite) as partial:
         for i, task in enumerate(chosen):
 
             def told(done: int, total: int, text: str, i: int = i) -> None:
                 report(progress, i * total + done, len(chosen) * total, text)
 
-            statistics = collect(
+            statistics = one(
                 experts[task.name], task, heads[task.name], kinds=kinds, suite=found.name, progress=told, stop=stop,
                 **options,
             )  # fmt: skip
@@ -143,6 +146,7 @@ def estimate_zoo(
     seed: int = 0,
     batch: int = BATCH,
     device: str | torch.device = "auto",
+    space: str = "weights",
     **options: Any,
 ) -> dict[str, Estimate]:
     """What :func:`collect_zoo` would cost, task by task: one batch of each task's is passed and timed."""
@@ -151,13 +155,30 @@ def estimate_zoo(
     heads = heads_of(found, chosen, heads)
     out: dict[str, Estimate] = {}
     for task in chosen:
-        source, head = experts[task.name], heads[task.name]
+        source: Any = experts[task.name]
+        head = heads[task.name]
+        if _collector(space) is not collect:
+            from .vectors import inserted
+
+            made = inserted(source, device)
+            source, options["names"] = made.model, list(made.spelling)
         with _ready(source, task, head, examples, split, order, seed, found.name, device, None) as ready:
             out[task.name] = estimate(
                 ready.model.module, next(ready.batches(batch)), ready.logits, kinds=kinds, examples=len(ready.labels),
                 seed=seed, **options,
             )  # fmt: skip
     return out
+
+
+def _collector(space: str) -> Callable[..., TaskStatistics]:
+    """What collects in a space: of the weights, or of adapters' own vectors."""
+    if space == "weights":
+        return collect
+    if space != "adapter":
+        raise StatisticsError(f"There is no space {str(space)[:40]!r}.{suggest(str(space), ('weights', 'adapter'))}")
+    from .vectors import collect_vectors
+
+    return collect_vectors
 
 
 def chosen_tasks(suite: Suite, experts: Mapping[str, Any], tasks: Iterable[str] | None) -> tuple[Task, ...]:

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoints import Checkpoint, load
-from ..checkpoints.adapters import WEIGHTS, AdapterCheckpoint
-from ..checkpoints.reader import FileCheckpoint
+from ..checkpoints import Checkpoint, Vectors, adapter_vectors
 from ..errors import StatisticsError
-from ..models import build
+from ..models import Model, build
 from ..statistics import TaskStatistics
 from ..tasks import Head, Task
 from .suite import collect
 from .wanted import BLOCK_LIMIT
 
-#: How vectors are called in an adapter's file.
-PREFIX, ENDING = "base_model.model.", ".ia3_l"
 
+@dataclass(frozen=True)
+class Inserted:
+    """The base of an (IA)³ adapter with its vectors as parameters. ``spelling``: parameter -> name in the file."""
 
-def vectors(source: str | Path) -> Checkpoint:
-    """The vectors of an (IA)³ adapter as a checkpoint of their own, by their names in its file.
-
-    They can be merged as they are (with a base of ones: 1 changes nothing), with the statistics of
-    :func:`collect_vectors`. Raises StatisticsError when the source is no (IA)³ adapter.
-    """
-    return _adapter(source)[1]
+    vectors: Vectors
+    model: Model
+    spelling: Mapping[str, str]
 
 
 def collect_vectors(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     task: Task,
     head: Head,
     *,
@@ -43,56 +39,53 @@ def collect_vectors(
 ) -> TaskStatistics:
     """Statistics of the vectors of one (IA)³ adapter, under their names in its ``adapter_model.safetensors``.
 
-    ``source``: the adapter's folder, or anything :func:`mergelab.load` finds it by; what these statistics belong to is
-    :func:`vectors` of it. ``options`` as :func:`collect` takes them.
+    ``source``: the adapter as :func:`mergelab.load` takes it; the vectors are
+    :func:`mergelab.checkpoints.adapter_vectors` of it. ``options`` as :func:`collect` takes them.
 
-    Raises StatisticsError when the source is no (IA)³ adapter or its vectors do not fit the base's layers.
+    Raises CheckpointError when the source is no (IA)³ adapter, StatisticsError when ``kinds`` has Grams, which vectors
+    have not.
     """
-    adapter, stored = _adapter(source)
-    settings = adapter.settings
-    model = build(adapter.base, device=device)
-    own = _insert(model.module, settings)
-    spelling = {f"{name}.default": f"{PREFIX}{name}" for name in own}
-    missing = sorted(set(spelling.values()) ^ {name for name in stored if name.endswith(ENDING)})
-    if missing:
-        raise StatisticsError(
-            f"{adapter.name}: the vector {missing[0]!r} is not both in the adapter and among the layers of its base."
-        )
-    parameters = dict(model.module.named_parameters())
-    for name, theirs in spelling.items():
-        parameters[name].data.copy_(stored[theirs])
+    made = inserted(source, device)
     found = collect(
-        model, task, head, kinds=kinds, names=list(spelling), block_limit=block_limit, device=device, **options
-    )
+        made.model, task, head, kinds=kinds, names=list(made.spelling), block_limit=block_limit, device=device,
+        **options,
+    )  # fmt: skip
     blocks = {}
     for name in found.names:
         block = found.block(name)
         assert block is not None
-        blocks[spelling[name]] = block
+        blocks[made.spelling[name]] = block
+    vectors = made.vectors
     return TaskStatistics(
-        found.task, blocks, name=adapter.name, weights_hash=stored.weights_hash, split=found.split,
+        found.task, blocks, name=vectors.name, weights_hash=vectors.weights_hash, split=found.split,
         examples=found.examples, fisher=found.fisher, seed=found.seed, suite=found.suite,
-        meta={**found.meta, "source": str(stored.source)[:500]}, skipped=found.skipped,
+        meta={**found.meta, "source": str(vectors.source)[:500], "space": "adapter"}, skipped=found.skipped,
     )  # fmt: skip
 
 
-def _adapter(source: str | Path) -> tuple[AdapterCheckpoint, Checkpoint]:
-    adapter = load(source)
-    if not isinstance(adapter, AdapterCheckpoint) or adapter.settings.get("peft_type") != "IA3":
-        kind = adapter.settings.get("peft_type") if isinstance(adapter, AdapterCheckpoint) else "whole model"
-        raise StatisticsError(f"{adapter.name} is no (IA)³ adapter but a {kind}: collect from it as a dense expert.")
-    assert adapter.folder is not None
-    path = adapter.folder / WEIGHTS
-    return adapter, FileCheckpoint({WEIGHTS: path}, name=adapter.name, source=str(path), folder=adapter.folder)
+def inserted(source: str | Path | Checkpoint, device: str | torch.device = "auto") -> Inserted:
+    """The model that an (IA)³ adapter makes of its base, the vectors being parameters of their own."""
+    vectors = source if isinstance(source, Vectors) else adapter_vectors(source)
+    model = build(vectors.adapter.base, device=device)
+    layers = vectors.layers()
+    own = model.own_names(weight for weight, _ in layers.values())
+    lost = next((name for name, (weight, _) in layers.items() if weight not in own), None)
+    if lost is not None:
+        raise StatisticsError(f"{vectors.name}: the vector {lost!r} scales no layer of the model that its base makes.")
+    places = {name: own[weight].removesuffix(".weight") for name, (weight, _) in layers.items()}
+    turned = [places[name] for name, (_, inputs) in layers.items() if inputs]
+    _insert(model.module, list(places.values()), turned, vectors.adapter.settings)
+    spelling = {f"{place}.ia3_l.default": name for name, place in places.items()}
+    parameters = dict(model.module.named_parameters())
+    for name, theirs in spelling.items():
+        parameters[name].data.copy_(vectors[theirs])
+    return Inserted(vectors, model, spelling)
 
 
-def _insert(module: torch.nn.Module, settings: dict[str, Any]) -> list[str]:
-    """Put (IA)³ layers into a module, all neutral; names of their vectors without the adapter's own name."""
+def _insert(module: torch.nn.Module, layers: list[str], feedforward: list[str], settings: Mapping[str, Any]) -> None:
+    """Put neutral (IA)³ vectors onto layers of a module."""
     from peft import IA3Config, inject_adapter_in_model
 
-    known = ("target_modules", "feedforward_modules", "fan_in_fan_out", "exclude_modules")
-    config = IA3Config(**{key: settings[key] for key in known if settings.get(key) is not None})
+    turned = bool(settings.get("fan_in_fan_out"))
+    config = IA3Config(target_modules=layers, feedforward_modules=feedforward, fan_in_fan_out=turned)
     inject_adapter_in_model(config, module)
-    return [
-        name.removesuffix(".default") for name, _ in module.named_parameters() if name.endswith(f"{ENDING}.default")
-    ]

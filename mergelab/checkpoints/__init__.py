@@ -6,6 +6,7 @@ from .checkpoint import Checkpoint, MemoryCheckpoint
 from .dtypes import FLOATS, dtype_code, nbytes_of, torch_dtype
 from .header import TensorInfo
 from .sources import load, zoo_folders, zoo_path
+from .vectors import Vectors, adapter_vectors
 from .whole import sweep, whole_folder
 from .write import write
 
@@ -14,6 +15,8 @@ __all__ = [
     "Checkpoint",
     "MemoryCheckpoint",
     "TensorInfo",
+    "Vectors",
+    "adapter_vectors",
     "dtype_code",
     "load",
     "nbytes_of",

@@ -49,7 +49,8 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 class AdapterCheckpoint(Checkpoint):
     """A base with a LoRA or (IA)³ adapter, seen as the full model that they make together.
 
-    ``base`` is the checkpoint below, ``settings`` the adapter's config, ``changed`` the names it changes.
+    ``base`` is the checkpoint below, ``own`` the adapter's tensors as they are stored, ``settings`` its config,
+    ``changed`` the names it changes.
     A tensor that the base ties to another is untied when the adapter changes one of the two: only that was trained.
     """
 
@@ -57,7 +58,7 @@ class AdapterCheckpoint(Checkpoint):
         self, base: Checkpoint, adapter: Checkpoint, settings: Mapping[str, Any], *, name: str, source: str
     ) -> None:
         self.base, self.settings = base, dict(settings)
-        self._adapter = adapter
+        self.own = adapter
         self._changes = changes(Adapter(base, adapter, settings, name))
         self.changed = frozenset(self._changes)
         aliases = {tied: own for tied, own in base.aliases.items() if not self.changed & {tied, own}}
@@ -90,14 +91,14 @@ class AdapterCheckpoint(Checkpoint):
         return self.base[info.name] if change is None else change.make()
 
     def _fingerprint(self) -> str:
-        return f"{self.base.content_hash}+{self._adapter.content_hash}+{sorted(self.settings.items(), key=str)}"
+        return f"{self.base.content_hash}+{self.own.content_hash}+{sorted(self.settings.items(), key=str)}"
 
     def _identity(self) -> str:
-        return adapter_hash(self.base.weights_hash, self._adapter.weights_hash, self.settings)
+        return adapter_hash(self.base.weights_hash, self.own.weights_hash, self.settings)
 
     def close(self) -> None:
         self.base.close()
-        self._adapter.close()
+        self.own.close()
 
 
 def is_adapter(folder: Path) -> bool:

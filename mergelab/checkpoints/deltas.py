@@ -105,6 +105,13 @@ def changes(adapter: Adapter) -> Changes:
     return out
 
 
+def scaled_layers(adapter: Adapter) -> dict[str, tuple[str, bool]]:
+    """(IA)³ vector's name -> (the base's weight that it scales, whether it scales that weight's inputs)."""
+    modules = {key: _split_key(key)[1] for key in adapter.tensors if _split_key(key)[0] == "ia3"}
+    rename = _renaming(adapter, [_target("ia3", module) for module in modules.values()])
+    return {key: (rename(_target("ia3", module)), _is_feedforward(adapter, module)) for key, module in modules.items()}
+
+
 def _split_key(key: str) -> tuple[str, str, str]:
     """``base_model.model.X.lora_A.weight`` -> ("linear", X, "A"); tensors saved whole -> ("whole", name, "W")."""
     name = key.removeprefix(_PREFIX)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from ..progress import Progress, Stop
+from .adapters import CONFIG as ADAPTER_CONFIG
+from .adapters import WEIGHTS as ADAPTER_WEIGHTS
 from .dtypes import BITS, nbytes_of
 from .header import read_header, shown
 from .index import check_shards, read_index
@@ -33,6 +35,7 @@ def write(
     plan: Plan,
     *,
     config: Mapping[str, Any] | None,
+    adapter: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes | str] | None = None,
     late: Callable[[], Mapping[str, bytes | str]] | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -48,7 +51,8 @@ def write(
     may come in any order and must be exactly the planned ones. One shard is ``model.safetensors``; more are
     ``model-00001-of-0000N.safetensors`` with ``model.safetensors.index.json``. ``files`` are further files by bare
     name; ``late`` gives more of them once all tensors are written. ``metadata`` goes into each header beside
-    ``format: pt``; a pair ``tied name: stored name`` records a tied tensor.
+    ``format: pt``; a pair ``tied name: stored name`` records a tied tensor. With ``adapter``, the settings of a PEFT
+    adapter, the tensors are the adapter's own, and an adapter folder is written.
 
     A folder that exists and is not empty is refused unless ``overwrite``; then it is replaced as a whole, and put back
     if that fails. Raises CheckpointError (disk full, a tensor that is not as planned, a NaN or infinity, which names
@@ -58,15 +62,17 @@ def write(
     _check_request(plan, files)
     need = sum(nbytes_of(*entry) for entry in plan.values()) + sum(len(value) for value in files.values())
     try:
-        with whole_folder(folder, overwrite=overwrite, need=need, verify=verify) as partial:
-            writer = ShardWriter(
-                partial, plan, split(plan, max_shard_bytes), {"format": "pt", **(metadata or {})}, allow_nonfinite
-            )
+        check = verify if adapter is None else _verify_adapter
+        with whole_folder(folder, overwrite=overwrite, need=need, verify=check) as partial:
+            shards = split(plan, max_shard_bytes) if adapter is None else {ADAPTER_WEIGHTS: list(plan)}
+            writer = ShardWriter(partial, plan, shards, {"format": "pt", **(metadata or {})}, allow_nonfinite)
             writer.write(tensors, progress, stop)
             if late is not None:
                 files |= late()
                 _check_request(plan, files)
             _write_small_files(partial, config, files)
+            if adapter is not None:
+                write_file(partial / ADAPTER_CONFIG, json.dumps(adapter, indent=2, ensure_ascii=False) + "\n")
             writer.write_index()
             if stop is not None:
                 stop.check()
@@ -83,6 +89,10 @@ def verify(folder: Path) -> None:
     headers = {name: read_header(path) for name, path in files.items()}
     if index is not None:
         check_shards(read_index(index), headers, index.name)
+
+
+def _verify_adapter(folder: Path) -> None:
+    read_header(folder / ADAPTER_WEIGHTS)
 
 
 def _check_request(plan: Plan, files: Mapping[str, Any]) -> None:

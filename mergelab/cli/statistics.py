@@ -23,7 +23,9 @@ def add(verb: Verb) -> None:
     stats.add_argument(
         "source", metavar="SOURCE", help="a zoo (zoo:NAME or its folder: all experts), or one checkpoint"
     )
-    stats.add_argument("--kinds", default="gram,kfac,diag", metavar="A,B", help="default: gram,kfac,diag")
+    stats.add_argument("--kinds", metavar="A,B", help="default: gram,kfac,diag; with --space adapter block,diag")
+    stats.add_argument("--space", default="weights", choices=("weights", "adapter"),
+                       help="of the weights, or of the vectors of (IA)³ adapters themselves (kinds block and diag)")  # fmt: skip
     stats.add_argument("--examples", type=positive, default=256, metavar="N", help="a task, at most (default: 256)")
     stats.add_argument("--split", default="val", choices=("val", "train", "test"), help="default: val")
     stats.add_argument("--order", default="balanced", choices=("balanced", "first"),
@@ -55,9 +57,10 @@ def _stats(arguments: Any) -> int:
     suite, experts, tasks = _experts(arguments)
     options: dict[str, Any] = {
         name: getattr(arguments, name)
-        for name in ("examples", "split", "order", "fisher", "conv", "batch", "seed", "device")
+        for name in ("examples", "split", "order", "fisher", "conv", "batch", "seed", "device", "space")
     }
-    options["kinds"] = [kind.strip() for kind in arguments.kinds.split(",") if kind.strip()]
+    kinds = arguments.kinds or ("block,diag" if arguments.space == "adapter" else "gram,kfac,diag")
+    options["kinds"] = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     if arguments.class_limit:
         options["class_limit"] = arguments.class_limit
     if arguments.estimate:

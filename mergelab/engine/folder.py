@@ -13,6 +13,7 @@ import torch
 from .. import __version__
 from ..progress import Progress, Stop
 from ..recipe import ModelEntry, Recipe
+from .adapters import ADAPTER
 from .needs import kinds_of
 from .plan import Plan
 from .solve_log import SOLVE_FILE, recipe_init, solve_json
@@ -46,7 +47,8 @@ def merge_to_folder(
 
     Beside the weights go the base's configuration, its preprocessor and tokenizer files where they are on this machine,
     the recipe (``mergelab_recipe.yaml``), a model card, ``extra`` files by name, and for a matched method what its
-    solver did to every tensor (``mergelab_solve.json``). ``data``: what the card says was used, where the plan cannot
+    solver did to every tensor (``mergelab_solve.json``). In the space of adapters it is an adapter's folder, which
+    loads with its base. ``data``: what the card says was used, where the plan cannot
     know. Raises CheckpointError when ``out`` holds something already (unless ``overwrite``) or the disk is full,
     MethodError as `stream` does, Cancelled after ``stop``.
     """
@@ -63,6 +65,7 @@ def merge_to_folder(
         stream(plan, threads=threads, device=device, progress=progress, stop=stop, log=log.append),
         plan.outputs,
         config=written_config(plan),
+        adapter=plan.models[0].settings() if plan.space == ADAPTER else None,
         files=files,
         late=(lambda: {SOLVE_FILE: solve_json(plan, log)}) if plan.method.kind == "matched" else None,
         metadata=metadata,
@@ -102,6 +105,7 @@ def written_recipe(plan: Plan) -> Recipe:
         seed=plan.seed,
         init=recipe_init(plan),
         statistics=plan.statistics_from,
+        space=plan.space,
     )
 
 

@@ -15,6 +15,7 @@ from ..errors import MergeLabError, MethodError, StatisticsError, suggest
 from ..recipe.start import PLAIN, Init
 from ..statistics import TaskStatistics, matched, read, read_folder
 from ..statistics.checks import check_sizes
+from .adapters import ADAPTER, own_space
 from .structure import Item, compare
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 #: A full Fisher block of more entries than this is refused: [n, n] for each model.
 BLOCK_LIMIT = 8192
 _FACTOR = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)(?:\.|$)")
+#: Kinds that only the weight of a linear layer has.
+_OF_LAYERS = ("gram", "kfac")
 _WORDS = {
     "kfac": "inputs of linear layers and gradients of their outputs (K-FAC factors)",
     "gram": "inputs of linear layers (Gram matrices)",
@@ -91,6 +94,8 @@ def gather(plan: Plan, given: Any) -> Plan:
     kinds = kinds_of(plan)
     if not kinds:
         return plan
+    if plan.space == ADAPTER:
+        _no_layers(plan)
     if given is None:
         if not plan.statistics:
             raise StatisticsError(_none_given(plan, kinds))
@@ -134,7 +139,8 @@ def opened_statistics(given: Any, plan: Plan | None = None, kinds: Sequence[str]
 def _command(plan: Plan, kinds: Sequence[str], out: Any) -> str:
     source = str(getattr(plan.models[0], "source", ""))
     zoo = re.match(r"zoo:[^/]+", source)
-    return f"python -m mergelab stats {zoo.group() if zoo else 'SOURCE'} --kinds {','.join(kinds)} --out {out}"
+    space = f" --space {ADAPTER}" if plan.space == ADAPTER else ""
+    return f"python -m mergelab stats {zoo.group() if zoo else 'SOURCE'} --kinds {','.join(kinds)}{space} --out {out}"
 
 
 def _none_given(plan: Plan, kinds: Sequence[str]) -> str:
@@ -160,11 +166,8 @@ def _some_tensor(plan: Plan) -> None:
     if not kinds or any(has(plan, item.name, kinds[0]) for item in plan.items if item.merge):
         return
     kind, merged = kinds[0], [item for item in plan.items if item.merge]
-    if all(len(item.shape) < 2 for item in merged):
-        raise MethodError(
-            f"{_named(plan)} needs {_WORDS[kind]}, and all {len(merged)} tensors of these models are vectors, such as "
-            f"{merged[0].name!r}, with no linear inputs of their own; use 'mats' with objective 'block' or 'diag'."
-        )
+    if kind in _OF_LAYERS and all(item.numel == max(item.shape, default=1) for item in merged):
+        raise _vectors_only(plan, kind)
     largest = max(merged, key=lambda item: item.numel)
     if kind == "block" and largest.numel > BLOCK_LIMIT:
         raise MethodError(
@@ -175,6 +178,22 @@ def _some_tensor(plan: Plan) -> None:
     raise MethodError(
         f"{_named(plan)} needs {_WORDS[kind]}, and the statistics have them for none of the {len(merged)} tensors that "
         "all models share; collect them again from these models."
+    )
+
+
+def _no_layers(plan: Plan) -> None:
+    """Raise MethodError where a method needs statistics of linear layers, which vectors are not."""
+    for each in _steps(plan):
+        kinds = each.method.statistics(dict(each.values))
+        if kinds and kinds[0] in _OF_LAYERS:
+            raise _vectors_only(each, kinds[0])
+
+
+def _vectors_only(plan: Plan, kind: str) -> MethodError:
+    merged = [item for item in plan.items if item.merge]
+    return MethodError(
+        f"{_named(plan)} needs {_WORDS[kind]}, and all {len(merged)} tensors of these models are vectors, such as "
+        f"{merged[0].name!r}, with no linear inputs of their own; use 'mats' with objective 'block' or 'diag'."
     )
 
 
@@ -258,8 +277,9 @@ def _is_state(value: Any) -> bool:
 def _checkpoint(plan: Plan, value: Any, load: Any) -> Any:
     from .plan import opened
 
+    base = plan.base if plan.space != ADAPTER else plan.models[0].adapter.base
     try:
-        checkpoint = opened(value, name="init", base=plan.base, load=load)
+        checkpoint = own_space(plan, opened(value, name="init", base=base, load=load))
     except MergeLabError as error:
         raise MethodError(f"The init: {error}") from None
     found = compare(plan.reference, "the base" if plan.base is not None else "the models", [("init", checkpoint)])

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from .. import methods
-from ..errors import MethodError, RecipeError
+from ..errors import MethodError, RecipeError, suggest
 from ..methods import Method
 from ..recipe import DTYPES, Recipe, readable_name
+from ..recipe.recipe import SPACES
+from .adapters import ADAPTER, WEIGHTS, vectors_of
 from .needs import begin, gather
 from .shared import Shared, shared_by
 from .structure import FLOATS, Item, Structure, compare
@@ -52,6 +54,8 @@ class Plan:
     start: Plan | Checkpoint | Literal["base"] | None = None
     #: learned coefficients: tensor name -> one per model
     learned: Mapping[str, Sequence[float]] | None = None
+    #: "weights", or "adapter": the models are the vectors of (IA)³ adapters, the base is all ones
+    space: str = WEIGHTS
     #: sentences for a person about the statistics (mixed estimates, splits, numbers of examples)
     warnings: tuple[str, ...] = ()
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)
@@ -104,6 +108,7 @@ def plan(
     statistics: Any = None,
     init: Any = None,
     learned: Mapping[str, Sequence[float]] | None = None,
+    space: str | None = None,
 ) -> Plan:
     """Check a merge and plan it.
 
@@ -113,6 +118,9 @@ def plan(
     ``init``, what the method starts from (``"average"``, ``"base"``, a method's name, a mapping with ``merge_method``
     and ``parameters``, a merged state dict); ``learned``, tensor name -> one coefficient per model.
 
+    ``space="adapter"`` merges the vectors of (IA)³ adapters themselves, all ones being the base; ``base`` is then what
+    the adapters stand on, where they do not say so.
+
     Raises MethodError naming the model and tensor when they do not fit, or the parameter when a value does not;
     StatisticsError when statistics are missing or belong to other weights.
     """
@@ -120,11 +128,14 @@ def plan(
     named = name_models(models)
     names = tuple(named)
     values = chosen.resolve(parameters or {}, names, per_model)
-    chosen.check_models(len(names), base is not None, values)
+    space = checked_space(space)
+    chosen.check_models(len(names), base is not None or space == ADAPTER, values)
     compute, out_code = dtypes(dtype, out_dtype)
     seed = _seed(seed)
     base_checkpoint = opened(base, name="base", load=load) if base is not None else None
     checkpoints = tuple(opened(value, name=name, base=base_checkpoint, load=load) for name, value in named.items())
+    if space == ADAPTER:
+        base_checkpoint, checkpoints = vectors_of(names, checkpoints)
     found = structure(base_checkpoint, names, checkpoints)
     if found.problems:
         first, more = found.problems[0], len(found.problems) - 1
@@ -133,7 +144,7 @@ def plan(
     keys = model_keys(name if not isinstance(value, str) else value for name, value in named.items())
     made = Plan(
         chosen, names, checkpoints, base_checkpoint, values, found.items, found.aliases, keys, compute, out_code, seed,
-        learned=learned, shared=shared_by(base_checkpoint, *checkpoints),
+        learned=learned, space=space, shared=shared_by(base_checkpoint, *checkpoints),
     )  # fmt: skip
     return gather(begin(made, init, load=load), statistics)
 
@@ -156,6 +167,7 @@ def plan_recipe(recipe: Recipe, *, load: Callable[..., Any] | None = None, stati
         load=load,
         statistics=recipe.statistics if statistics is None else statistics,
         init=recipe.init,
+        space=recipe.space,
     )
     return dataclasses.replace(made, recipe=recipe)
 
@@ -242,6 +254,13 @@ def dtypes(dtype: str | torch.dtype | None, out_dtype: str | torch.dtype | None)
     compute = torch.float64 if computed == "float64" else torch.float32
     out = out or computed
     return compute, _CODES[out] if out else None
+
+
+def checked_space(space: str | None) -> str:
+    """The space that is merged in; RecipeError for an unknown one."""
+    if space is not None and space not in SPACES:
+        raise RecipeError(f"'space' cannot be {str(space)[:40]!r}.{suggest(str(space), SPACES)}")
+    return space or WEIGHTS
 
 
 def _seed(seed: Any) -> int:

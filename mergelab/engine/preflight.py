@@ -15,11 +15,12 @@ from .. import methods
 from ..errors import MergeLabError
 from ..recipe import Recipe
 from .about_data import about_data, uses_base
+from .adapters import ADAPTER, vectors_of
 from .device import check_dtype, pick_device
 from .estimate import estimate
 from .findings import Finding, Report
 from .needs import begin, gather
-from .plan import Plan, dtypes, experts, model_keys, opened, structure
+from .plan import Plan, checked_space, dtypes, experts, model_keys, opened, structure
 from .stream import read
 from .structure import FLOATS
 from .workers import default_threads
@@ -80,10 +81,11 @@ def _planned(recipe: Recipe, load: Callable[[str], Any] | None, findings: list[F
     entries = experts(recipe)
     names = tuple(entries)
     values: dict[str, Any] | None = None
+    space = checked_space(recipe.space)
     try:
         own = {name: entry.parameters for name, entry in entries.items() if entry.parameters}
         values = method.resolve(recipe.parameters, names, own)
-        method.check_models(len(names), recipe.base_model is not None, values)
+        method.check_models(len(names), recipe.base_model is not None or space == ADAPTER, values)
     except MergeLabError as error:
         findings.append(Finding("error", str(error)))
     base = None
@@ -98,6 +100,9 @@ def _planned(recipe: Recipe, load: Callable[[str], Any] | None, findings: list[F
             findings.append(Finding("error", f"{'The base' if name is None else f'Model {name!r}'}: {error}"))
     if findings:
         return None
+    if space == ADAPTER:
+        base, vectors = vectors_of(names, tuple(checkpoints.values()))
+        checkpoints = dict(zip(names, vectors, strict=True))
     found = structure(base, names, tuple(checkpoints.values()))
     findings += [Finding("error", problem.text, problem.fix) for problem in found.problems]
     if findings or values is None:
@@ -106,7 +111,7 @@ def _planned(recipe: Recipe, load: Callable[[str], Any] | None, findings: list[F
     keys = model_keys(entry.model for entry in entries.values())
     made = Plan(
         method, names, tuple(checkpoints.values()), base, values, found.items, found.aliases, keys, compute, out_code,
-        recipe.seed, recipe,
+        recipe.seed, recipe, space=space,
     )  # fmt: skip
     try:
         return gather(begin(made, recipe.init, load=load), recipe.statistics)

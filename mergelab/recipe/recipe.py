@@ -3,8 +3,9 @@
 The form on the page, YAML, JSON, the command line, the model card and the history are all views of a :class:`Recipe`.
 The YAML keys are mergekit's (``merge_method``, ``base_model``, ``models``, ``parameters``, ``dtype``, ``out_dtype``),
 plus ``seed``, ``suite`` and ``title``, and for methods that need them ``init`` (the merge to start from),
-``statistics`` (a folder) and ``learned`` (a file of coefficients). Nothing here reads a checkpoint or knows a method:
-that a method exists and that its parameters are in range is checked by :mod:`mergelab.methods`.
+``statistics`` (a folder) and ``learned`` (a file of coefficients); ``space: adapter`` merges adapters' own vectors.
+Nothing here reads a checkpoint or knows a method: that a method exists and that its parameters are in range is checked
+by :mod:`mergelab.methods`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import RecipeError, suggest
 from . import text as forms
 from .checks import (
     Frozen,
@@ -35,9 +36,11 @@ from .checks import (
 from .start import Init
 
 _KEYS = (
-    "merge_method", "base_model", "models", "parameters", "init", "statistics", "learned", "dtype", "out_dtype",
-    "seed", "suite", "title",
+    "merge_method", "base_model", "space", "models", "parameters", "init", "statistics", "learned", "dtype",
+    "out_dtype", "seed", "suite", "title",
 )  # fmt: skip
+#: What is merged: full weights (the default), or the adapters' own vectors.
+SPACES = ("weights", "adapter")
 _NOT_YET = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
 _ENTRY_KEYS = ("model", "name", "parameters")
 
@@ -93,7 +96,8 @@ class Recipe:
     ``dtype`` is what the merge computes in (``float32`` unless ``float64``; the half types mean float32 with the result
     in that type) and ``out_dtype`` what the result is stored in (default: ``dtype`` if given, else the type each tensor
     has). ``init`` may be given as :meth:`Init.of` takes it; ``statistics`` is a folder of them, ``learned`` a file of
-    learned coefficients. Raises :class:`~mergelab.errors.RecipeError` naming the key when something is malformed.
+    learned coefficients; ``space`` None stands for ``weights``. Raises :class:`~mergelab.errors.RecipeError` naming
+    the key when something is malformed.
     """
 
     merge_method: str
@@ -108,9 +112,13 @@ class Recipe:
     init: Init | None = None
     statistics: str | None = None
     learned: str | None = None
+    space: str | None = None
 
     def __post_init__(self) -> None:
         a_text(self.merge_method, "merge_method", required=True)
+        if self.space not in (None, *SPACES):
+            raise RecipeError(f"'space' cannot be {shown(self.space)}.{suggest(str(self.space), SPACES)}")
+        object.__setattr__(self, "space", None if self.space == SPACES[0] else self.space)
         for key in ("base_model", "suite", "title", "statistics", "learned"):
             a_text(getattr(self, key), key, required=False)
         if isinstance(self.models, str | Mapping) or not isinstance(self.models, Iterable):
@@ -151,6 +159,8 @@ class Recipe:
         out: dict[str, Any] = {"merge_method": self.merge_method}
         if self.base_model is not None:
             out["base_model"] = self.base_model
+        if self.space is not None:
+            out["space"] = self.space
         out["models"] = [entry.to_dict() for entry in self.models]
         if self.parameters:
             out["parameters"] = dict(self.parameters)
@@ -223,7 +233,7 @@ class Recipe:
         """SHA-256 (hex) of what determines the merged weights.
 
         The order of keys, the title, the suite and the models' display names do not matter; 1 and 1.0 are the same
-        value. ``init``, ``statistics`` and ``learned`` are in it only where they are set, as strings.
+        value. ``init``, ``statistics``, ``learned`` and ``space`` are in it only where they are set.
         """
         essence: dict[str, Any] = {
             "merge_method": self.merge_method,
@@ -234,6 +244,7 @@ class Recipe:
             "out_dtype": self.out_dtype,
             "seed": self.seed,
         }
-        later = {"init": self.init and self.init.essence, "statistics": self.statistics, "learned": self.learned}
+        later = {"init": self.init and self.init.essence, "statistics": self.statistics, "learned": self.learned,
+                 "space": self.space}  # fmt: skip
         essence |= {key: value for key, value in later.items() if value is not None}
         return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ import psutil
 
 from ..analysis import Geometry, geometry
 from ..checkpoints import Checkpoint, MemoryCheckpoint, load
-from ..engine import Plan, merge_to_folder, merge_to_memory, pick_device, plan_recipe
+from ..engine import Plan, merge_to_folder, merge_to_memory, pick_device
+from ..engine.adapters import as_weights
 from ..engine.plan import experts as recipe_experts
 from ..engine.workers import default_threads, ordered
 from ..errors import TaskError
@@ -30,6 +31,7 @@ from ..recipe import Recipe
 from ..tasks import Evaluation, Head, Suite, Task, evaluate, heads_for, load_suite, probabilities
 from ..zoo import Zoo, open_zoo
 from .cache import ByteCache
+from .data_plans import data_plan, kept_state, plan_key
 from .references import references
 
 if TYPE_CHECKING:
@@ -119,7 +121,10 @@ class Bench:
         """The merged tensors of ``recipe``, in float32, from memory; cached by the recipe's hash."""
         state = self._merged.get(recipe.hash)
         if state is None:
-            state = merge_to_memory(self.plan(recipe), device=self.device, progress=progress, stop=stop)
+            state = kept_state(self, recipe)
+            if state is None:
+                plan = self.plan(recipe)
+                state = as_weights(plan, merge_to_memory(plan, device=self.device, progress=progress, stop=stop))
             self._merged.put(recipe.hash, state)
         return state
 
@@ -129,16 +134,18 @@ class Bench:
         Recipes that differ in values only share what was read and compared.
         """
         models = tuple(entry.model for entry in recipe.models)
-        key: tuple[Any, ...] = (recipe.base_model, models, recipe.names, recipe.dtype)
-        if recipe.statistics or recipe.init or recipe.learned:
-            key += (recipe.hash,)  # what else it needs depends on the method and its values
+        key: tuple[Any, ...] = (recipe.base_model, models, recipe.names, recipe.dtype, recipe.space, *plan_key(recipe))
         if key not in self._plans:
-            self._plans[key] = plan_recipe(recipe.replace(out_dtype=None), load=self._load)
+            self._plans[key] = data_plan(self, recipe.replace(out_dtype=None), self.loader(recipe))
             return self._plans[key]
         per_model = {name: entry.parameters for name, entry in recipe_experts(recipe).items() if entry.parameters}
         return self._plans[key].with_parameters(
             recipe.parameters, per_model, method=recipe.merge_method, seed=recipe.seed
         )
+
+    def loader(self, recipe: Recipe) -> Callable[..., Checkpoint] | None:
+        """What opens a recipe's sources: resident copies; None (from disk) where adapters' own vectors are merged."""
+        return self._load if recipe.space is None else None
 
     def _load(self, source: str, **_options: object) -> Checkpoint:
         return self._checkpoint(source)
@@ -224,7 +231,7 @@ class Bench:
         parent = Path(tempfile.mkdtemp(prefix="merge-", dir=folder))
         name = f"mergelab-{recipe.merge_method}-{recipe.hash[:8]}"
         try:
-            merge_to_folder(plan_recipe(recipe), parent / name, device=self.device, progress=progress, stop=stop)
+            merge_to_folder(data_plan(self, recipe), parent / name, device=self.device, progress=progress, stop=stop)
             packed = shutil.make_archive(str(parent / name), "zip", root_dir=parent, base_dir=name)
             shutil.rmtree(parent / name)
         except BaseException:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import methods
+from ..engine.adapters import as_weights
 from ..engine.plan import experts as recipe_experts
 from ..engine.snapshots import merge_snapshots
 from ..errors import CheckpointError, RecipeError, TaskError
@@ -169,7 +170,7 @@ def _states(
         shots = merge_snapshots(plan, steps, device=judge.device, progress=progress, stop=stop)
         try:
             for index, step in zip(members, steps, strict=True):
-                yield index, shots.state(step)
+                yield index, as_weights(plan, shots.state(step))
         finally:
             shots.close()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import methods
 from ..engine import merge_to_memory, plan_recipe
+from ..engine.adapters import as_weights
 from ..engine.plan import Plan
 from ..errors import TaskError
 from ..progress import Stop
@@ -39,7 +40,7 @@ class Judge:
     def merged(self, recipe: Recipe) -> State:
         learns = methods.get(recipe.merge_method).learns
         plan = planned(recipe, prepare(recipe, stop=self.stop)) if learns else self.plan(recipe)
-        return merge_to_memory(plan, stop=self.stop)
+        return as_weights(plan, merge_to_memory(plan, stop=self.stop))
 
     def measure(self, state: State) -> Mapping[str, float]:
         assert self._measure is not None
@@ -76,7 +77,7 @@ class OnBench(Judge):
     def plan(self, recipe: Recipe) -> Plan:
         if self.statistics is None:
             return self.bench.plan(recipe)
-        return plan_recipe(recipe.replace(out_dtype=None), load=self.bench._load, statistics=self.statistics)
+        return plan_recipe(recipe.replace(out_dtype=None), load=self.bench.loader(recipe), statistics=self.statistics)
 
     def merged(self, recipe: Recipe) -> State:
         method = methods.get(recipe.merge_method)
@@ -88,7 +89,7 @@ class OnBench(Judge):
             return self.bench.merged(recipe, stop=self.stop)
         else:
             plan = self.plan(recipe)
-        return merge_to_memory(plan, device=self.device, stop=self.stop)
+        return as_weights(plan, merge_to_memory(plan, device=self.device, stop=self.stop))
 
     def measure(self, state: State) -> Mapping[str, float]:
         assert self.bench.suite is not None
