@@ -24,8 +24,10 @@ def add(verb: Verb) -> None:
         "source", metavar="SOURCE", help="a zoo (zoo:NAME or its folder: all experts), or one checkpoint"
     )
     stats.add_argument("--kinds", metavar="A,B", help="default: gram,kfac,diag; with --space adapter block,diag")
-    stats.add_argument("--space", default="weights", choices=("weights", "adapter"),
-                       help="of the weights, or of the vectors of (IA)³ adapters themselves (kinds block and diag)")  # fmt: skip
+    stats.add_argument(
+        "--space", default="weights", choices=("weights", "adapter"),
+        help="of the weights, or of the vectors of (IA)³ adapters themselves (default: weights)",
+    )  # fmt: skip
     stats.add_argument("--examples", type=positive, default=256, metavar="N", help="a task, at most (default: 256)")
     stats.add_argument("--split", default="val", choices=("val", "train", "test"), help="default: val")
     stats.add_argument("--order", default="balanced", choices=("balanced", "first"),

@@ -88,7 +88,7 @@ def test_the_block_objective_equals_a_dense_solve(experts: dict[str, str]) -> No
 
 
 def test_what_no_task_sees_stays_neutral(experts: dict[str, str]) -> None:
-    """From the base (all ones), entries without information keep 1; the others come from the one task that sees them."""
+    """From the base (all ones), entries without information keep 1; the others come from the task that sees them."""
     own = {name: adapter_vectors(source) for name, source in experts.items()}
     statistics = {}
     for place, (name, vectors) in enumerate(own.items()):
@@ -225,8 +225,10 @@ def test_linear_statistics_of_vectors_are_refused(zoo: Path, experts: dict[str, 
     assert refused(MethodError, "regmean", experts, space="adapter") == (
         "Method 'regmean' needs inputs of linear layers (Gram matrices)" + ending
     )
-    for objective, words in (("gram", "inputs of linear layers (Gram matrices)"),
-                             ("kfac", "inputs of linear layers and gradients of their outputs (K-FAC factors)")):  # fmt: skip
+    for objective, words in (
+        ("gram", "inputs of linear layers (Gram matrices)"),
+        ("kfac", "inputs of linear layers and gradients of their outputs (K-FAC factors)"),
+    ):
         found = refused(MethodError, "mats", experts, None, {"objective": objective}, space="adapter")
         assert found == f"Method 'mats' with objective '{objective}' needs {words}{ending}"
     started = refused(MethodError, "mats", experts, None, {"objective": "block"}, space="adapter", init="regmean")
@@ -269,7 +271,8 @@ def test_what_cannot_be_merged_vector_by_vector(zoo: Path, experts: dict[str, st
         return refused(MethodError, "linear", {"grey": experts["grey"], "other": path}, space="adapter", **more)
 
     assert with_other(base) == (
-        "Model 'other': base is no adapter but whole weights, so it has no vectors of its own: leave out space 'adapter'."
+        "Model 'other': base is no adapter but whole weights, so it has no vectors of its own: leave out space "
+        "'adapter'."
     )
     turned = {name: t for name, t in own.items() if "fc2" not in name}
     path = ia3_zoo.write_ia3(tmp_path / "turned", turned, base, feedforward_modules=["k_proj", "v_proj"])
