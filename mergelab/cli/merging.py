@@ -118,7 +118,7 @@ def _solve_lines(solved: dict[str, Any]) -> list[str]:
     for why, names in solved["left"].items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         lines.append(f"  {len(names)} {why} ({', '.join(names[:3])}{more})")
-    return lines
+    return lines + [f"  look at {name}: {text}" for name, text in list(solved["warnings"].items())[:5]]
 
 
 def _check(arguments: Any) -> int:

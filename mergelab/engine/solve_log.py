@@ -48,17 +48,20 @@ def solve_json(plan: Plan, log: Sequence[Mapping[str, Any]]) -> str:
 
 
 def summary(log: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """How many tensors were merged by what, and for those left by the system: reason -> names."""
+    """How many tensors were merged by what, for those left by the system reason -> names, and what looks wrong."""
     by: dict[str, int] = {}
     left: dict[str, list[str]] = {}
     stopped: dict[str, int] = {}
+    wrong: dict[str, str] = {}
     for entry in log:
+        if entry.get("warning"):
+            wrong[entry["tensor"]] = entry["warning"]
         by[entry["by"]] = by.get(entry["by"], 0) + 1
         if entry["stopped"]:
             stopped[entry["stopped"]] = stopped.get(entry["stopped"], 0) + 1
         if entry["by"] in LEFT and entry["why"]:
             left.setdefault(f"{entry['by']}: {entry['why']}", []).append(entry["tensor"])
-    return {"by": by, "stopped": stopped, "left": left}
+    return {"by": by, "stopped": stopped, "left": left, "warnings": wrong}
 
 
 def init_text(plan: Plan) -> Any:

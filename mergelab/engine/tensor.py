@@ -72,12 +72,14 @@ def _needs(run: Run, item: Item, base: Tensor | None, experts: list[Tensor]) -> 
     if plan.learned is not None and item.name in plan.learned:
         out["learned"] = plan.learned[item.name]
     kinds = plan.method.statistics(dict(plan.values))
-    if kinds:
+    # Where an adapter did not touch a tensor all models are equal, and there is nothing to weigh.
+    same = bool(plan.statistics) and all(torch.equal(experts[0], other) for other in experts[1:])
+    if kinds and not same:
         out["missing"] = why_missing(plan, item.name, kinds[0])
         out["statistics"] = _blocks(plan, item, run.where)
     if run.start is not None:
         part = {"statistics": out["statistics"]} if out.get("statistics") else {}
-        if not part and run.start.plan.method.statistics(dict(run.start.plan.values)):
+        if not part and not same and run.start.plan.method.statistics(dict(run.start.plan.values)):
             part = {"statistics": _blocks(plan, item, run.where)}
         context = context_of(run.start.plan, item, run.start.survey, **part)
         out["start"] = _computed(run.start.plan, base, experts, context)

@@ -91,8 +91,10 @@ def regmean(
         fits=lambda delta: bool(norm(start + delta) <= most),
     )  # fmt: skip
     out = (start + found.delta).view(work.start.shape)
+    size = norm(out)
     work.log(
         by=found.by, out=out, ridge=found.ridge, relative_residual=found.residual,
+        warning=f"its norm is {size:.3g}, that of the largest model {most / _MOST:.3g}" if size > most else "",
         seconds=time.perf_counter() - started,
     )  # fmt: skip
     return out
