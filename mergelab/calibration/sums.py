@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 #: Columns of one product of :class:`Outer`. Only the blocks on and above the diagonal are multiplied.
@@ -55,13 +56,17 @@ def add_squares(total: Tensor, calls: Iterable[tuple[Tensor, Tensor]]) -> None:
         total.addmm_(g[:, 0].square().T, x[:, 0].square())
         return
     examples = len(calls[0][0])
-    at_once = 1 if total.device.type == "cpu" else max(1, _AT_ONCE // total.numel())
-    for start in range(0, examples, at_once):  # on a CPU one gradient at a time stays in the cache
-        one = sum_of(g[start : start + at_once].mT @ x[start : start + at_once] for x, g in calls)
-        if at_once == 1:
-            total.addcmul_(one[0], one[0])
-        else:
-            total.add_(one.square_().sum(0))
+    if total.device.type == "cpu":  # one gradient at a time, in a place of its own, stays in the cache
+        one = torch.empty_like(total)
+        for n in range(examples):
+            for i, (x, g) in enumerate(calls):
+                one.addmm_(g[n].T, x[n], beta=float(i > 0))
+            total.addcmul_(one, one)
+        return
+    at_once = max(1, _AT_ONCE // total.numel())
+    for start in range(0, examples, at_once):
+        part = slice(start, start + at_once)
+        total.add_(sum_of(g[part].mT @ x[part] for x, g in calls).square_().sum(0))
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:

@@ -42,6 +42,25 @@ def test_g_of_a_linear_softmax_is_the_covariance_of_the_errors():
     assert (empirical.fisher, exact.fisher) == ("empirical", "exact")
 
 
+def test_with_the_mean_row_a_bias_is_taken_in_and_the_kronecker_product_is_the_hessian():
+    net = linear()
+    one = stats(net, X[:1], LABELS[:1], fisher="exact").block("weight")
+    corner = torch.ones(1, 1, dtype=torch.float64)
+    grown = torch.cat([torch.cat([one.inputs, one.mean[:, None]], 1), torch.cat([one.mean[None], corner], 1)])
+    rows = torch.cat([X[:1], corner], 1)
+    assert_close(grown, rows.T @ rows)  # the Gram of inputs with a 1 at their end
+
+    def loss(theta: Tensor) -> Tensor:  # theta: [in + 1, out], row by row
+        return -score(rows @ theta.view(D + 1, K), LABELS[:1]).sum()
+
+    theta = torch.cat([net.weight.T, net.bias[None]]).detach().flatten()
+    hessian = torch.autograd.functional.hessian(loss, theta)
+    step = 1e-4 * torch.eye(len(theta), dtype=torch.float64)
+    slopes = [(torch.func.grad(loss)(theta + e) - torch.func.grad(loss)(theta - e)) / 2e-4 for e in step]
+    assert_close(torch.stack(slopes), hessian, rtol=1e-5, atol=1e-7)
+    assert_close(torch.kron(grown, one.outputs[0]), hessian)  # one example: K-FAC is exact
+
+
 def test_the_exact_fisher_is_the_mean_of_sampled_ones_within_their_standard_errors():
     net = jittered(nn.Sequential(nn.Linear(D, 5), nn.Tanh(), nn.Linear(5, K)))
     exact = stats(net, fisher="exact")
