@@ -46,10 +46,10 @@ def test_collinear_inputs_do_not_blow_up_in_float32(random: torch.Generator) -> 
     rows[:, 1] = rows[:, 0] + 1e-4 * torch.randn(50, generator=random)
     gram = rows.T @ rows / 50
     models = torch.randn(3, 20, 12, generator=random)
-    right = sum(m @ gram for m in models) / 3 + 1e-5 * torch.randn(20, 12, generator=random)
+    right = sum(m @ gram for m in models) / 3 + 1e-6 * torch.randn(20, 12, generator=random)
     found = solve(gram, right, left=False, ridge=1e-8, fits=always)
-    assert float((right @ torch.linalg.inv(gram)).abs().max()) > 20
-    assert float(found.delta.abs().max()) < 10
+    assert float((right @ torch.linalg.inv(gram)).abs().max()) > 10
+    assert float(found.delta.abs().max()) < 3
     assert found.by == "cholesky" and found.ridge > 1e-8
 
 
