@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..engine import Plan
+from ..engine.adapters import ADAPTER
 from ..errors import MergeLabError, MethodError
 from ..models import Model
 from ..progress import Progress, Stop, report
@@ -46,7 +47,7 @@ class Settings:
 
     per: str = "layer"
     steps: int = 100
-    rate: float = 0.005
+    rate: float = 0.01
     batch: int = 16
     batches: int = 1
     start: float = 0.3
@@ -91,6 +92,11 @@ def learn(
     `CHUNK_PIXELS`) at a time, whatever the number of experts.
     """
     started = time.perf_counter()
+    if plan.space == ADAPTER:
+        raise MethodError(
+            f"Method {plan.method.name!r} learns coefficients of weights, but the recipe merges adapters' own vectors; "
+            "leave 'space' out."
+        )
     settings = settings or Settings.of(plan)
     tasks = _tasks(plan, inputs, settings, model.device)
     blend = Blend(model, plan, vectors_of(plan, model.device, stop), keep=keep, progress=progress, stop=stop)

@@ -269,6 +269,8 @@ def test_inputs_and_models_must_match() -> None:
         learn(model, plan, inputs[:1], settings())
     with pytest.raises(MethodError, match="no picture of the task 't1'"):
         learn(model, plan, [inputs[0], replace(inputs[1], images=inputs[1].images[:0])], settings())
+    with pytest.raises(MethodError, match="leave 'space' out"):
+        learn(model, replace(plan, space="adapter"), inputs, settings())
     base = dict(plan.base)
     from mergelab.engine import plan as planning
 
