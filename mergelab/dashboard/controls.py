@@ -26,7 +26,12 @@ def choices(methods: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(f"{m['title']} ({m['group']})", m["name"]) for m in ordered]
 
 
-_ORDER = {"task vectors": 0, "averages": 1, "sparse task vectors": 2, "spectral": 3}
+_DATA = {
+    "none": "needs no data", "unlabelled": "needs unlabelled images", "labelled": "needs labelled images",
+}  # fmt: skip
+_ORDER = {
+    "task vectors": 0, "averages": 1, "sparse task vectors": 2, "spectral": 3, "matched": 4, "learned coefficients": 5,
+}  # fmt: skip
 
 
 def label_of(name: str) -> str:
@@ -61,11 +66,18 @@ def listen(component: Any) -> Any:
     return component.release if isinstance(component, gr.Slider) else component.input
 
 
-def badges(method: Mapping[str, Any]) -> str:
-    """What the method needs, at a glance."""
-    data = {"none": "needs no data", "unlabelled": "needs unlabelled data", "labelled": "needs labelled data"}
-    marks = [data.get(method["data"], f"needs {method['data']}")]
-    marks.append({"required": "needs the base", "optional": "base optional", "unused": "needs no base"}[method["base"]])
+def data_badge(method: Mapping[str, Any]) -> str:
+    """What data the method needs, as a badge."""
+    return _badge(_DATA.get(method["data"], f"needs {method['data']}"))
+
+
+def _badge(text: str, kind: str = "") -> str:
+    return f'<span class="ml-badge{kind}">{html.escape(text)}</span>'
+
+
+def badges(method: Mapping[str, Any], *, transductive: bool = False) -> str:
+    """What the method needs, at a glance. ``transductive``: it looks at the pictures that results are measured on."""
+    marks = [{"required": "needs the base", "optional": "base optional", "unused": "needs no base"}[method["base"]]]
     low, high = method["models"]["min"], method["models"]["max"]
     if high is not None:
         marks.append(f"{low} models" if low == high else f"{low} to {high} models")
@@ -73,7 +85,8 @@ def badges(method: Mapping[str, Any]) -> str:
         marks.append(f"at least {low} models")
     if method.get("random"):
         marks.append("random: has a seed")
-    return "".join(f'<span class="ml-badge">{html.escape(mark)}</span>' for mark in marks)
+    text = data_badge(method) + "".join(map(_badge, marks))
+    return text + (_badge("transductive: looks at test images", " ml-loud") if transductive else "")
 
 
 def about(method: Mapping[str, Any]) -> str:

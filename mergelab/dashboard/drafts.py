@@ -2,7 +2,8 @@
 
 A *draft* is ``{"method", "parameters": {name: value}, "models": {name: {"on": bool, "parameters":
 {…}, "source"}}, "split":
-[parameters set for each model], "seed"}``.
+[parameters set for each model], "seed"}``. Methods that need data also have ``"init"`` (what they start from, as a
+recipe writes it), ``"statistics"`` (the name of a collected set) and ``"learned"``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,20 @@ def fresh(method: Mapping[str, Any], selection: Mapping[str, Any], old: Draft | 
         on = before["on"] and (most is None or sum(m["on"] for m in models.values()) < most)
         keep = {"weight": before["parameters"]["weight"]} if "weight" in before["parameters"] else {}
         models[name] = {"on": on, "parameters": keep if _takes_weight(method) else {}, "source": source}
-    return {"method": method["name"], "parameters": parameters, "models": models, "split": [], "seed": 0}
+    draft = {"method": method["name"], "parameters": parameters, "models": models, "split": [], "seed": 0}
+    return draft | _carried(method, selection, old or {})
+
+
+def _carried(method: Mapping[str, Any], selection: Mapping[str, Any], old: Draft) -> Draft:
+    """What a method that needs data has besides: the statistics at hand, and what it starts from."""
+    more: Draft = {}
+    if method.get("statistics"):
+        more["statistics"] = old.get("statistics")
+    if method.get("init"):
+        known = selection.get("tuned", {}).get("task_arithmetic", {})
+        start = {"merge_method": "task_arithmetic", "parameters": {"lambda": known.get("lambda", 0.3)}}
+        more["init"] = old.get("init", start if method["name"] == "mats" else None)
+    return more
 
 
 def _takes_weight(method: Mapping[str, Any]) -> bool:
@@ -60,7 +74,12 @@ def to_recipe(draft: Draft, method: Mapping[str, Any], selection: Mapping[str, A
         parameters=parameters,
         seed=int(draft.get("seed") or 0),
         suite=selection.get("zoo") or None,
+        **{key: draft[key] for key in _DATA_KEYS if draft.get(key) is not None},
     )
+
+
+#: Keys of a recipe that a draft carries as they are.
+_DATA_KEYS = ("init", "statistics", "learned", "space")
 
 
 def _differs(value: Any, name: str, draft: Draft, declared: Mapping[str, Any]) -> bool:
@@ -78,6 +97,8 @@ def from_recipe(recipe: Recipe, method: Mapping[str, Any], selection: Mapping[st
         return None
     draft = fresh(method, selection)
     draft["seed"] = recipe.seed
+    draft |= {"init": recipe.init.to_plain() if recipe.init else None} if method.get("init") else {}
+    draft |= {key: value for key in _DATA_KEYS[1:] if (value := getattr(recipe, key, None)) is not None}
     per_model = {p["name"] for p in method["parameters"] if p["per_model"]}
     for name in draft["models"]:
         draft["models"][name] |= {"on": False, "parameters": {}}

@@ -79,11 +79,14 @@ class Jobs:
             stop.set()
         return len(stops)
 
-    def run(self, session: str, work: Work, *, background: bool = False) -> Iterator[Step | Done]:
+    def run(
+        self, session: str, work: Work, *, background: bool = False, outlives: bool = False
+    ) -> Iterator[Step | Done]:
         """Run ``work(progress, stop)`` in a thread and yield how far it is, then :class:`Done`.
 
         Raises what the work raised; :class:`~mergelab.errors.Cancelled` after :meth:`stop`. Closing the generator (the
-        visitor left) stops the work.
+        visitor left) stops the work, unless it ``outlives`` the page: then it runs on, and its result is where it was
+        put.
         """
         stop = Stop()
         with self._guard:
@@ -91,14 +94,19 @@ class Jobs:
         news: queue.Queue[Step | Done | BaseException] = queue.Queue()
         target = self._in_background if background else self._in_front
         threading.Thread(target=self._thread, args=(target, work, stop, news), daemon=True).start()
+        left = False
         try:
             yield from _follow(news)
+        except GeneratorExit:
+            left = outlives
+            raise
         except Cancelled as error:
             if id(stop) in self._superseded:
                 raise Superseded(str(error)) from None
             raise
         finally:
-            stop.set()
+            if not left:
+                stop.set()
             with self._guard:
                 self._superseded.discard(id(stop))
                 self._running[session].remove(stop)

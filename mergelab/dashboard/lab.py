@@ -6,6 +6,7 @@ A *selection* is what a visitor has chosen to merge, as plain values: ``{"title"
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from .settings import Settings
 
 #: Seconds that the first page has the cores for itself: it is drawn from shipped numbers and needs no models.
 _FIRST_PAGE = 3.0
+#: The name of a set of statistics that this machine keeps (see :mod:`mergelab.runs.matched`): no path.
+_KEPT = re.compile(r"statistics-[0-9a-f]{12}")
 
 
 class Lab:
@@ -30,11 +33,11 @@ class Lab:
     # ---- what there is ----------------------------------------------------------------------------------------------
 
     def methods(self) -> dict[str, dict[str, Any]]:
-        """The declarations of methods that need models only, by name, as ``methods --json`` prints them."""
+        """The declarations of the methods that the page can merge by, by name, as ``methods --json`` prints them."""
         from ..methods import registry
 
         found = {name: method.describe() for name, method in registry().items()}
-        return {name: method for name, method in found.items() if method["kind"] == "tensor"}
+        return {name: method for name, method in found.items() if not method.get("collects")}
 
     def zoos(self) -> list[str]:
         """Names of the zoos on this machine, the starter first."""
@@ -89,6 +92,12 @@ class Lab:
 
         return routed_bench(self.open(selection))
 
+    def data(self, selection: Mapping[str, Any]) -> Any:
+        """What collects statistics, solves, learns and corrects over the bench of a selection (a ``DataBench``)."""
+        from ..runs.data_bench import DataBench
+
+        return DataBench(self.open(selection))
+
     def preflight(self, recipe: Recipe) -> dict[str, Any]:
         """The verdict from headers only: ``{"ok", "findings": [{"level", "text", "fix"}], …}``."""
         from ..engine import preflight
@@ -142,18 +151,11 @@ class Lab:
                 f"This page merges at most {self.settings.max_models} models; the recipe lists {len(recipe.models)}. "
                 "Use the command line, or raise MERGELAB_MAX_MODELS."
             )
-        from ..methods import registry
-
-        method = registry().get(recipe.merge_method)
-        if method is not None and method.kind != "tensor":
-            raise MergeLabError(
-                f"{method.title} needs {'statistics' if method.statistics(method.defaults()) else 'training'} on data "
-                "before it merges, which the page does not do yet; use python -m mergelab merge."
-            )
         if not self.settings.public:
             return
         started = recipe.init.model if recipe.init else None
-        for source in [recipe.base_model, started, recipe.statistics, *(entry.model for entry in recipe.models)]:
+        kept = None if _KEPT.fullmatch(recipe.statistics or "") else recipe.statistics
+        for source in [recipe.base_model, started, kept, recipe.learned, *(entry.model for entry in recipe.models)]:
             if source and not source.startswith(("zoo:", "hub:")):
                 raise MergeLabError(
                     f"This is a public page, so {Path(source).name!r} on its disk cannot be used; "

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import merge_form, recipes, views
+from . import data_panel, data_tabs, merge_form, recipes, views
 from .merge_events import BARS, RADAR, wire
 from .page import Page
 
@@ -15,10 +15,14 @@ def build(page: Page, first: dict[str, Any]) -> dict[str, Any]:
     """Lay the tab out with what is shown first; gives the components that other tabs write to."""
     with gr.Row(elem_id="merge-row", equal_height=False):
         with gr.Column(scale=5, min_width=280, elem_id="merge-left"):
-            merge_form.build(page, first)
+            panel = merge_form.build(page, first)
         with gr.Column(scale=15, min_width=320, elem_id="merge-view"):
-            out = _view(first) | _recipe(first)
+            out = _view(first)
+            tabs = data_tabs.build(first)
+            out |= _recipe(first)
     wire(page, out, first)
+    data_panel.wire(page, panel)
+    data_tabs.wire(page, tabs)
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import Cancelled, MergeLabError
+from ..errors import Cancelled, DataNeededError, MergeLabError
 from . import drafts, recipes, views
 from .errors import sentence
 from .jobs import Done, Step, Superseded
@@ -103,6 +103,8 @@ def _show(  # noqa: PLR0917
         yield views.skip(6)
     except Cancelled:
         yield [views.result_status(old, "Stopped; these numbers are the last ones that were measured."), *views.skip(5)]
+    except DataNeededError as error:
+        yield [views.status(str(error), "wait"), *views.skip(5)]
     except Exception as error:
         yield [views.status(sentence(error), "error"), *views.skip(5)]
 

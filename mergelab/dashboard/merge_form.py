@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import controls, drafts
+from . import controls, data_panel, drafts, init_form
 from .errors import spoken
 from .page import CHEAP, PRIVATE, Page, session_of
 
@@ -16,8 +16,11 @@ from .page import CHEAP, PRIVATE, Page, session_of
 _ONE_AT_A_TIME: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "render", "concurrency_limit": 1}
 
 
-def build(page: Page, first: dict[str, Any]) -> None:
-    """Lay the form out: the method, its parameters, the experts. What a person changes goes into ``page.draft``."""
+def build(page: Page, first: dict[str, Any]) -> dict[str, Any]:
+    """Lay the form out: the method, its parameters, the experts. What a person changes goes into ``page.draft``.
+
+    Gives the components of the Data panel, which stands among them.
+    """
     name = first["draft"]["method"]
     with gr.Column(elem_id="merge-method", min_width=0):
         method = gr.Dropdown(
@@ -30,6 +33,7 @@ def build(page: Page, first: dict[str, Any]) -> None:
         def parameters(form: drafts.Draft, selection: dict[str, Any]) -> None:
             _parameters(page, form, selection)
 
+    panel = data_panel.build(first)
     with gr.Column(elem_id="merge-more", min_width=0):
 
         @gr.render(inputs=[page.form, page.selection], **_ONE_AT_A_TIME)
@@ -52,6 +56,7 @@ def build(page: Page, first: dict[str, Any]) -> None:
 
     method.input(choose, [method, page.draft, page.selection], [page.form, page.draft], **CHEAP, **PRIVATE)
     page.form.change(describe, page.form, [method, about, formula], **CHEAP, **PRIVATE)
+    return panel
 
 
 def _method_line(page: Page, name: str) -> str:
@@ -63,15 +68,21 @@ def _parameters(page: Page, form: drafts.Draft, selection: dict[str, Any]) -> No
     """The method's own controls; runs inside ``gr.render``."""
     method = page.methods[form["method"]]
     names, components = [], []
-    declared = sorted(
-        method["parameters"], key=lambda p: (p["type"] == "choice", p["type"] == "bool", p["name"] != "lambda")
-    )
-    for parameter in declared:
-        name = parameter["name"]
-        if name == "weight" or name in form["split"]:
-            continue
-        names.append(name)
-        components.append(controls.control(parameter, form["parameters"][name], f"parameter-{name}"))
+    first, more = init_form.arranged(method, form)
+
+    def row(parameter: Any) -> None:
+        names.append(parameter["name"])
+        value = form["parameters"][parameter["name"]]
+        components.append(controls.control(parameter, value, f"parameter-{parameter['name']}"))
+
+    for parameter in first:
+        row(parameter)
+    if method.get("init"):
+        init_form.build(page, form, selection)
+    if more:
+        with gr.Accordion(f"More parameters ({len(more)})", open=False, elem_id="more-parameters"):
+            for parameter in more:
+                row(parameter)
     if method.get("random"):
         names.append("seed")
         components.append(

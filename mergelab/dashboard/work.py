@@ -53,8 +53,14 @@ def result_of(
     if not bench.ready:
         bench.warm(progress, stop)
     started = time.perf_counter()
+    data = lab.data(selection) if method.get("kind", "tensor") != "tensor" else None
+    if data is not None:  # these take a while: say how far they are
+        data.merged(recipe, progress, stop)
     evaluation = evaluate(lab, selection, recipe, per_task, progress, stop)
     seconds = time.perf_counter() - started
+    if data is not None and evaluation is not None:
+        used = "; ".join(filter(None, (data.used(recipe), evaluation.get("data_used"))))
+        evaluation = {**evaluation, "data_used": used}
     base, experts = _references(lab, selection, per_task, progress, stop) if evaluation else (None, None)
     return {
         "id": f"{recipe.hash[:12]}/{per_task}",

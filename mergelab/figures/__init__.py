@@ -14,6 +14,14 @@ from __future__ import annotations
 from .bars import accuracy_bars
 from .heatmap import cosine_heatmap, layer_heatmap
 from .lines import layer_lines
+from .matching import clouds, coefficient_heatmap, solve_curve, step_lines
+from .matching_summary import (
+    describe_bias,
+    describe_change,
+    describe_coefficients,
+    describe_learning,
+    describe_path,
+)
 from .palette import Style, style
 from .probabilities import probability_bars
 from .radar import radar
@@ -31,14 +39,21 @@ from .summary import describe_conflict, describe_cosines, describe_norms, descri
 __all__ = [
     "Style",
     "accuracy_bars",
+    "clouds",
+    "coefficient_heatmap",
     "cosine_heatmap",
     "count_lines",
     "describe_batch",
+    "describe_bias",
+    "describe_change",
+    "describe_coefficients",
     "describe_conflict",
     "describe_confusion",
     "describe_cosines",
     "describe_latency",
+    "describe_learning",
     "describe_norms",
+    "describe_path",
     "describe_prediction",
     "describe_rank",
     "describe_result",
@@ -50,6 +65,8 @@ __all__ = [
     "radar",
     "rank_curve",
     "share_heatmap",
+    "solve_curve",
+    "step_lines",
     "style",
     "weight_bars",
 ]
