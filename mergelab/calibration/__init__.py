@@ -7,6 +7,7 @@ from .cost import Estimate, estimate
 from .inputs import Batch
 from .labels import CLASS_LIMIT
 from .suite import ORDERS, collect, collect_zoo, estimate_zoo
+from .through import collect_through
 from .vectors import collect_vectors
 from .wanted import BLOCK_LIMIT, MAX_OUTPUTS
 
@@ -20,6 +21,7 @@ __all__ = [
     "Estimate",
     "collect",
     "collect_stats",
+    "collect_through",
     "collect_vectors",
     "collect_zoo",
     "estimate",

@@ -49,7 +49,7 @@ def _merge(arguments: Any) -> int:
     shard_bytes = size_of(arguments.max_shard_size)
     recipe = _recipe(arguments)
     line, started = Line(), time.perf_counter()
-    learned = None
+    learned = data = None
     if get(recipe.merge_method).learns:
         from ..checkpoints.whole import check_target
         from ..runs import trained
@@ -57,6 +57,14 @@ def _merge(arguments: Any) -> int:
         check_target(arguments.out, arguments.overwrite)
         learned = trained.prepare(recipe, device=arguments.device, progress=line)
         plan = trained.planned(recipe, learned)
+        data = learned.data_used
+    elif get(recipe.merge_method).collects:
+        from ..checkpoints.whole import check_target
+        from ..runs import collected
+
+        check_target(arguments.out, arguments.overwrite)
+        plan = collected.prepare(recipe, device=arguments.device, progress=line)
+        data = collected.said(plan)
     else:
         plan = plan_recipe(recipe)
     for warning in plan.warnings:
@@ -65,7 +73,7 @@ def _merge(arguments: Any) -> int:
         plan,
         arguments.out,
         extra=None if learned is None else trained.learned_files(learned),
-        data=None if learned is None else learned.data_used,
+        data=data,
         device=arguments.device,
         threads=arguments.threads,
         overwrite=arguments.overwrite,

@@ -16,7 +16,13 @@ from .solve_log import init_text
 def about_data(plan: Plan) -> Iterator[Finding]:
     """Statistics, the start, learned coefficients."""
     kinds = kinds_of(plan)
-    if kinds:
+    if plan.method.collects and not plan.statistics:
+        yield Finding(
+            "ok",
+            f"{plan.method.title} collects statistics first, block by block through what it has merged, on the suite's "
+            "inputs; that takes minutes and is not in this estimate.",
+        )
+    elif kinds:
         used = [(item, read_for(plan, item.name)) for item in plan.items if item.merge]
         solved = sum(bool(own) for _, own in used)
         yield Finding(

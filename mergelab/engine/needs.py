@@ -17,6 +17,7 @@ from ..statistics import TaskStatistics, matched, read, read_folder
 from ..statistics.checks import check_sizes
 from .adapters import ADAPTER, own_space
 from .structure import Item, compare
+from .through import check_through
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -98,6 +99,8 @@ def gather(plan: Plan, given: Any) -> Plan:
         _no_layers(plan)
     if given is None:
         if not plan.statistics:
+            if plan.method.collects:
+                return plan
             raise StatisticsError(_none_given(plan, kinds))
         found: Mapping[str, TaskStatistics] = {
             name: s for name, s in zip(plan.names, plan.statistics, strict=True) if s is not None
@@ -116,6 +119,7 @@ def gather(plan: Plan, given: Any) -> Plan:
                 entry = s.entries[item.name]
                 check_sizes(dict(entry.pieces), entry.layout, item.shape, f"{s.where} ({name}), tensor {item.name!r}")
     _some_tensor(made)
+    check_through(made)
     return made
 
 
@@ -255,13 +259,11 @@ def _merge(plan: Plan, name: Any, parameters: Mapping[str, Any]) -> Plan:
     try:
         chosen = methods.get(name)
     except MergeLabError:
-        known = [*PLAIN, *(m.name for m in methods.registry().values() if not m.learns)]
+        known = [*PLAIN, *(m.name for m in methods.registry().values() if not (m.learns or m.collects))]
         raise MethodError(f"There is no init {name!r}.{suggest(str(name), known)}") from None
-    if chosen.learns:
-        raise MethodError(
-            f"The init {name!r} learns its coefficients on data first; merge it to a folder and give that as "
-            "init: {model: FOLDER}."
-        )
+    if chosen.learns or chosen.collects:
+        does = "learns its coefficients on data first" if chosen.learns else "collects its statistics as it is merged"
+        raise MethodError(f"The init {name!r} {does}; merge it to a folder and give that as init: {{model: FOLDER}}.")
     try:
         values = chosen.resolve(parameters, plan.names)
         chosen.check_models(len(plan.names), plan.base is not None, values)

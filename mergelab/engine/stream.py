@@ -17,6 +17,7 @@ from .plan import Plan
 from .shared import KEEP_BYTES, keep
 from .structure import Item
 from .tensor import context_of, inputs, merge_item, read, scratch
+from .through import check_collected
 from .workers import default_threads, ordered
 
 __all__ = ["Run", "inputs", "merge_to_memory", "read", "stream"]
@@ -72,6 +73,7 @@ class Run:
         cls, plan: Plan, device: str | torch.device, threads: int | None, progress: Progress | None, stop: Stop | None
     ) -> Run:
         """Downloads what is on the Hub and makes the surveys."""
+        check_collected(plan)
         where = pick_device(device, merging=True)
         check_dtype(where, plan.compute)
         threads = threads or default_threads()

@@ -158,6 +158,8 @@ class Method:
     init: bool = False
     #: it needs one learned coefficient per tensor and model (``context.learned``)
     learns: bool = False
+    #: it collects its statistics itself, through the layers that it has merged (:mod:`mergelab.calibration.through`)
+    collects: bool = False
 
     def describe(self) -> dict[str, Any]:
         """The method as an object of ``methods --json``."""
@@ -178,6 +180,7 @@ class Method:
             "statistics": list(self.statistics(self.defaults())),
             "init": self.init,
             "learns": self.learns,
+            "collects": self.collects,
         }
 
     def defaults(self) -> Resolved:

@@ -13,6 +13,7 @@ from ..errors import TaskError
 from ..progress import Stop
 from ..recipe import Recipe
 from ..tasks import evaluate
+from . import collected
 from .bench import Bench
 from .trained import planned, prepare
 
@@ -38,8 +39,11 @@ class Judge:
         return plan_recipe(recipe, statistics=self.statistics)
 
     def merged(self, recipe: Recipe) -> State:
-        learns = methods.get(recipe.merge_method).learns
-        plan = planned(recipe, prepare(recipe, stop=self.stop)) if learns else self.plan(recipe)
+        method = methods.get(recipe.merge_method)
+        if method.collects:
+            plan = collected.prepare(recipe, stop=self.stop)
+        else:
+            plan = planned(recipe, prepare(recipe, stop=self.stop)) if method.learns else self.plan(recipe)
         return as_weights(plan, merge_to_memory(plan, stop=self.stop))
 
     def measure(self, state: State) -> Mapping[str, float]:
@@ -85,6 +89,11 @@ class OnBench(Judge):
             load = self.bench._load
             learned = prepare(recipe, suite=self.bench.suite, load=load, model=self.model, stop=self.stop)
             plan = planned(recipe.replace(out_dtype=None), learned, load=load)
+        elif method.collects:
+            plan = collected.prepare(
+                recipe.replace(out_dtype=None), suite=self.bench.suite, load=self.bench._load, model=self.model,
+                stop=self.stop,
+            )  # fmt: skip
         elif self.statistics is None:
             return self.bench.merged(recipe, stop=self.stop)
         else:
