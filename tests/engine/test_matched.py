@@ -504,7 +504,8 @@ def test_init_states_that_do_not_fit(models: Any, statistics: Any) -> None:
 
 def test_a_method_that_starts_from_nothing(models: Any) -> None:
     assert refused(MethodError, "ties", models, state(), init="linear") == (
-        "Method 'ties' does not start from another merge; leave 'init' out, or use 'fisher', 'mats' or 'regmean'."
+        "Method 'ties' does not start from another merge; leave 'init' out, or use 'fisher', 'mats', 'regmean' or "
+        "'regmean_pp'."
     )
 
 
