@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ..paths import assets
-from . import api, drafts, geometry, merge, models, predict, results, router, router_api, theme, views, work
+from . import api, data_api, drafts, geometry, merge, models, predict, results, router, router_api, theme, views, work
 from .errors import log
 from .lab import Lab
 from .page import PRIVATE, Page
@@ -56,6 +56,7 @@ def build_app(lab: Lab | None = None, settings: Settings | None = None) -> gr.Bl
                 predict.build(page, first, shown)
         api.build(page, first["selection"])
         router_api.build(page, first["selection"])
+        data_api.build(page, first["selection"])
         options: dict[str, Any] = {
             "show_progress": "hidden",
             "concurrency_id": "first",

@@ -1,4 +1,4 @@
-"""What stands below the figures of the Merge tab for methods that need data: path, blocks, coefficients."""
+"""What stands below the figures of the Merge tab for methods that need data: path, blocks, coefficients; Surgery."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from .page import CHEAP, PRIVATE, Page
 
 
 def build(first: dict[str, Any]) -> dict[str, Any]:
-    """Lay the tabs out; hidden while the method needs no data. Below them Surgery, for every method."""
+    """Lay the sections out; each is there for the methods that it belongs to, Surgery for all."""
     out: dict[str, Any] = {}
-    with gr.Column(visible=False, elem_id="data-view") as out["view"], gr.Tabs(elem_id="data-tabs") as out["tabs"]:
-        with gr.Tab("Path", id="path", elem_id="tab-path") as out["path_tab"]:
-            solving.build_path(out)
-        with gr.Tab("Blocks", id="blocks", elem_id="tab-blocks") as out["blocks_tab"]:
-            solving.build_blocks(out)
-        with gr.Tab("Coefficients", id="coefficients", elem_id="tab-coefficients") as out["learned_tab"]:
-            learning.build(out)
+    with gr.Column(visible=False, elem_id="path-view") as out["path_view"]:
+        solving.build_path(out)
+    with gr.Column(visible=False, elem_id="blocks-view") as out["blocks_view"]:
+        solving.build_blocks(out)
+    with gr.Column(visible=False, elem_id="learned-view") as out["learned_view"]:
+        learning.build(out)
     out["surgery"] = surgery.build(first)
     return out
 
@@ -31,19 +30,12 @@ def wire(page: Page, out: dict[str, Any]) -> None:
     surgery.wire(page, out["surgery"])
 
     def redraw(form: drafts.Draft) -> list[Any]:
-        """The tabs that belong to the method."""
+        """The sections that belong to the method."""
         method = page.methods[form["method"]]
-        if not wants_data(method):
-            return [gr.update(visible=False), *[gr.skip()] * 4]
         learns, path = bool(method.get("learns")), any(p["name"] == "iterations" for p in method["parameters"])
-        return [gr.update(visible=True), gr.update(visible=path), gr.update(visible=not learns),
-                gr.update(visible=learns), gr.update(selected=_first(learns, path))]  # fmt: skip
+        shown = (path, wants_data(method) and not learns, learns)
+        return [gr.update(visible=each) for each in shown]
 
     page.form.change(
-        redraw, page.form, [out["view"], out["path_tab"], out["blocks_tab"], out["learned_tab"], out["tabs"]],
-        **CHEAP, **PRIVATE,
-    )  # fmt: skip
-
-
-def _first(learns: bool, path: bool) -> str:
-    return "coefficients" if learns else "path" if path else "blocks"
+        redraw, page.form, [out[name] for name in ("path_view", "blocks_view", "learned_view")], **CHEAP, **PRIVATE
+    )

@@ -9,6 +9,7 @@ recipe writes it), ``"statistics"`` (the name of a collected set) and ``"learned
 from __future__ import annotations
 
 import copy
+import json
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -135,6 +136,8 @@ def selection_of(recipe: Recipe) -> dict[str, Any]:
 
 def is_tuned(draft: Draft, method: Mapping[str, Any], selection: Mapping[str, Any]) -> bool:
     """Whether every value is the one that the zoo's builder chose on validation data, for all experts."""
+    if draft.get("chosen") is not None and draft["chosen"] == _values(draft):
+        return True
     tuned = selection.get("tuned", {}).get(draft["method"])
     if not tuned or draft["split"]:
         return False
@@ -142,6 +145,16 @@ def is_tuned(draft: Draft, method: Mapping[str, Any], selection: Mapping[str, An
     same = all(draft["parameters"].get(k) == v for k, v in wanted["parameters"].items())
     weights = all(m["on"] and m["parameters"].get("weight", 1.0) == 1.0 for m in draft["models"].values())
     return same and weights and len(draft["models"]) == len(selection["experts"])
+
+
+def on_validation(draft: Draft) -> Draft:
+    """The draft, marked: its values as they are now were chosen on validation data."""
+    return {**draft, "chosen": _values(draft)}
+
+
+def _values(draft: Draft) -> str:
+    kept = ("method", "parameters", "models", "init", "statistics", "split", "seed")
+    return json.dumps({key: draft.get(key) for key in kept}, sort_keys=True)
 
 
 def copied(draft: Draft) -> Draft:

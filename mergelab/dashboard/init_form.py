@@ -15,7 +15,8 @@ from .page import CHEAP, PRIVATE, Page, session_of
 #: Parameters that the Data panel sets.
 ON_PANEL = ("examples", "inputs")
 #: A method with more parameters than this shows the first ones, and the others on demand.
-_FEW, _FIRST = 5, 3
+_FEW = 5
+_FIRST = ("objective", "iterations", "lambda", "per", "split", "steps", "rate", "off_diagonal")
 #: The coefficient that a start has on the form.
 _MAIN = ("lambda", "t")
 
@@ -26,7 +27,8 @@ def arranged(method: Mapping[str, Any], form: drafts.Draft) -> tuple[list[Any], 
     shown = [p for p in method["parameters"] if p["name"] not in elsewhere]
     if len(shown) <= _FEW:
         return sorted(shown, key=lambda p: (p["type"] == "choice", p["type"] == "bool", p["name"] != "lambda")), []
-    return shown[:_FIRST], shown[_FIRST:]
+    first = [p for p in shown if p["name"] in _FIRST][:4]
+    return first, [p for p in shown if p not in first]
 
 
 def choices(page: Page, method: str, count: int) -> list[tuple[str, str]]:

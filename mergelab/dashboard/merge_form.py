@@ -27,13 +27,13 @@ def build(page: Page, first: dict[str, Any]) -> dict[str, Any]:
             controls.choices(page.methods), value=name, label="Merging method", elem_id="method", filterable=True
         )
         about = gr.HTML(_method_line(page, name), elem_id="method-about")
+    panel = data_panel.build(first)
     with gr.Column(elem_id="merge-parameters", min_width=0):
 
         @gr.render(inputs=[page.form, page.selection], **_ONE_AT_A_TIME)
         def parameters(form: drafts.Draft, selection: dict[str, Any]) -> None:
             _parameters(page, form, selection)
 
-    panel = data_panel.build(first)
     with gr.Column(elem_id="merge-more", min_width=0):
 
         @gr.render(inputs=[page.form, page.selection], **_ONE_AT_A_TIME)

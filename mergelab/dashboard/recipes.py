@@ -6,6 +6,7 @@ import html
 import json
 from typing import Any
 
+from ..errors import MergeLabError
 from ..recipe import Recipe
 from .views import link
 
@@ -15,14 +16,35 @@ def forms(recipe: Recipe) -> dict[str, str]:
     return {
         "yaml": recipe.to_yaml(),
         "json": recipe.to_json(),
-        "shell": "python -m mergelab merge recipe.yaml --out merged\npython -m mergelab evaluate merged --suite "
+        "shell": _statistics(recipe)
+        + "python -m mergelab merge recipe.yaml --out merged\npython -m mergelab evaluate merged --suite "
         + (recipe.suite or "starter"),
         "python": python(recipe),
     }
 
 
+def _statistics(recipe: Recipe) -> str:
+    """The command that collects what the recipe names, where this page collected it."""
+    if recipe.statistics is None:
+        return ""
+    from ..runs.matched import command, is_kept_name
+
+    try:
+        return command(recipe.statistics, recipe.suite) + "\n" if is_kept_name(recipe.statistics) else ""
+    except MergeLabError as error:  # the recipe is from another machine, or the set has gone
+        return f"# {error}\n"
+
+
 def python(recipe: Recipe) -> str:
     """A snippet that merges the same weights with the library."""
+    from ..methods import get
+
+    if get(recipe.merge_method).learns:
+        return (
+            "from mergelab.engine import merge_to_memory\nfrom mergelab.recipe import Recipe\n"
+            "from mergelab.runs.trained import planned, prepare\n\nrecipe = Recipe.read('recipe.yaml')\n"
+            "merged = merge_to_memory(planned(recipe, prepare(recipe)))  # learns the coefficients first"
+        )
     models = {name: entry.model for name, entry in zip(recipe.names, recipe.models, strict=True)}
     lines = ["import mergelab", "", "merged = mergelab.merge(", f"    {recipe.merge_method!r},"]
     lines.append("    {")
@@ -32,6 +54,10 @@ def python(recipe: Recipe) -> str:
         lines.append(f"    base={recipe.base_model!r},")
     if recipe.seed:
         lines.append(f"    seed={recipe.seed},")
+    if recipe.statistics:
+        lines.append(f"    statistics={recipe.statistics!r},")
+    if recipe.init is not None:
+        lines.append(f"    init={recipe.init.to_plain()!r},")
     if recipe.dtype:
         lines.append(f"    dtype={recipe.dtype!r},")
     for name, value in _parameters(recipe).items():

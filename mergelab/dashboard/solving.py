@@ -20,9 +20,9 @@ _BLOCKS = ("changes", "change_text", "change_table", "left")
 
 
 def build_path(out: dict[str, Any]) -> None:
-    """The tab "Path"."""
+    """The section "Path"."""
     out["path"] = gr.State(None)
-    gr.HTML(solving_views.LEAD)
+    gr.HTML(views.heading("The solver’s path") + solving_views.LEAD)
     with gr.Row(equal_height=False, elem_id="path-row"):
         out["most"] = gr.Dropdown(
             [(f"{most} iterations", most) for most in MOST], value=MOST[0], label="Solve up to", filterable=False,
@@ -48,7 +48,12 @@ def build_path(out: dict[str, Any]) -> None:
 
 
 def build_blocks(out: dict[str, Any]) -> None:
-    """The tab "Blocks"."""
+    """The section "Blocks"."""
+    with gr.Accordion("Blocks: how far each moved, which were left and why", open=False, elem_id="blocks"):
+        _blocks(out)
+
+
+def _blocks(out: dict[str, Any]) -> None:
     with gr.Row(equal_height=False, elem_id="blocks-row"):
         out["look"] = gr.Button("Look at every block", elem_id="blocks-look", min_width=180, scale=0)
         out["blocks_status"] = gr.HTML("", elem_id="blocks-status")
@@ -198,8 +203,9 @@ def place_of(page: Page, path: dict[str, Any], draft: drafts.Draft, selection: d
 
 def _moved(path: dict[str, Any], place: int, draft: drafts.Draft) -> tuple[Any, Any]:
     new = drafts.copied(draft)
-    new["parameters"]["iterations"] = path["grid"][max(0, min(place, len(path["grid"]) - 1))]
-    return drafts.shown(new)
+    place = max(0, min(place, len(path["grid"]) - 1))
+    new["parameters"]["iterations"] = path["grid"][place]
+    return drafts.shown(drafts.on_validation(new) if place == path["best"] else new)
 
 
 def _slider(path: dict[str, Any], place: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import figures
@@ -15,7 +15,6 @@ LEAD = (
     "fall; accuracy on validation images need not follow. Move the slider to be at any of them.</p>"
 )
 _MOST_NAMES = 4
-_ALL = "all tensors"
 
 
 def path_cost(seconds: float, most: int) -> str:
@@ -40,9 +39,9 @@ def path_view(path: Mapping[str, Any], place: int) -> list[Any]:
         share = f"{point['objective'] / first:.2%}" if first and point["objective"] is not None else "–"
         body.append(
             [name, share, _number(point["residual"]), f"<b>{views.percent(point['accuracy'])}</b>",
-             *(views.percent(point["tasks"].get(task)) for task in tasks)]
+             _lowest(point["tasks"], titles)]
         )  # fmt: skip
-    head = ["Iterations", "J", "Residual", "Mean", *(html.escape(titles.get(task, task)) for task in tasks)]
+    head = ["Iterations", "J", "Residual", "Mean", "Lowest task"]
     many = "all" if path["limit"] is None else f"{path['limit']}"
     caption = (
         f"Accuracy in % on {many} {path['split']} images a task; ★ chosen on validation; J as a share of its start"
@@ -60,12 +59,15 @@ def blocks_view(found: Mapping[str, Any], place: int) -> list[Any]:
     """Heat map of changes by layer and part, sentence, table by layer, list of blocks that were left and why."""
     layers: Mapping[str, str] = found["layers"]
     solved = [b for b in found["blocks"] if not b["left"] and b["by"] != "experts"]
+    names = parts_of([block["tensor"] for block in solved], layers)
     cells: dict[str, dict[str, float]] = {}
     for block in solved:
-        cells.setdefault(part_of(block["tensor"]), {})[layers[block["tensor"]]] = _change(block, place)
+        cells.setdefault(names[block["tensor"]], {})[layers[block["tensor"]]] = _change(block, place)
     columns = [layer for layer in dict.fromkeys(layers.values()) if any(layer in row for row in cells.values())]
     matrix = [[row.get(layer) for layer in columns] for row in cells.values()]
-    figure = figures.layer_heatmap(columns, list(cells), matrix, height=max(300, 130 + 26 * len(cells)))
+    top = max((max(block["change"]) for block in solved), default=0.0)
+    tall = max(300, 130 + 26 * len(cells))
+    figure = figures.coefficient_heatmap(columns, list(cells), matrix, top=max(top, 1e-9), height=tall)
     by_layer = {layer: [row[layer] for row in cells.values() if layer in row] for layer in columns}
     means = {layer: sum(values) / len(values) for layer, values in by_layer.items()}
     body = [
@@ -103,12 +105,24 @@ def left_table(blocks: Any) -> str:
     return views.table(head, body, "Blocks that were not solved, and why", words=True)
 
 
-def part_of(tensor: str) -> str:
-    """What a tensor is within its layer: ``attention.k_proj``; the name without the numbered block and the ending."""
-    parts = tensor.split(".")
-    place = max((i for i, part in enumerate(parts) if part.isdigit()), default=-1)
-    rest = [part for part in parts[place + 1 :] if part not in ("weight",)]
-    return ".".join(rest[-2:]) or _ALL
+def parts_of(tensors: Sequence[str], layers: Mapping[str, str]) -> dict[str, str]:
+    """What each tensor is within its layer: ``k_proj``, or ``attention.dense`` where a layer has two of a name."""
+    words = {tensor: [part for part in tensor.split(".") if part != "weight"] for tensor in tensors}
+    found = {tensor: ".".join(parts[-1:]) for tensor, parts in words.items()}
+    seen: set[tuple[str, str]] = set()
+    for tensor in tensors:
+        key = (layers[tensor], found[tensor])
+        if key in seen:
+            return {each: ".".join(parts[-2:]) for each, parts in words.items()}
+        seen.add(key)
+    return found
+
+
+def _lowest(tasks: Mapping[str, float], titles: Mapping[str, str]) -> str:
+    if not tasks:
+        return "–"
+    name = min(tasks, key=tasks.__getitem__)
+    return f"{views.percent(tasks[name])} <small>{html.escape(titles.get(name, name))}</small>"
 
 
 def _change(block: Mapping[str, Any], place: int) -> float:

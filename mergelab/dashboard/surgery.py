@@ -42,9 +42,7 @@ def build(first: dict[str, Any]) -> dict[str, Any]:
                 _SPLITS, value="val", label="From the split", elem_id="surgery-split", min_width=220
             )
         with gr.Row(equal_height=False, elem_id="surgery-buttons"):
-            out["fit"] = gr.Button(
-                "Fit the corrections", variant="primary", elem_id="surgery-fit", min_width=170, scale=0
-            )
+            out["fit"] = gr.Button("Fit corrections", variant="primary", elem_id="surgery-fit", min_width=170, scale=0)
             out["stop"] = gr.Button("Stop", variant="stop", elem_id="surgery-stop", min_width=70, scale=0)
         out["status"] = gr.HTML("", elem_id="surgery-status")
         with gr.Column(visible=False, elem_id="surgery-after") as out["after"]:

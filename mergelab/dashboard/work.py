@@ -95,8 +95,10 @@ def _references(
 def label(recipe: Recipe, method: Mapping[str, Any], available: int) -> str:
     """A short name of a result: the method, its coefficient, how many of the experts."""
     text = str(method["title"])
-    for name, sign in (("lambda", "λ"), ("t", "t"), ("density", "density")):
-        if name in recipe.parameters:
+    if "per" in recipe.parameters:
+        text += f" per {recipe.parameters['per']}"
+    for name, sign in (("iterations", "iterations"), ("lambda", "λ"), ("t", "t"), ("density", "density")):
+        if name in recipe.parameters and not method.get("learns"):
             text += f" {sign}={recipe.parameters[name]:g}"
             break
     weights = {entry.parameters.get("weight", 1.0) for entry in recipe.models}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -32,7 +33,7 @@ def solve_curve(
     if first:
         figure.add_trace(
             go.Scatter(
-                name="objective J, which falls", x=list(steps), y=[v / first if v else None for v in objective],
+                name="J, which falls", x=list(steps), y=[v / first if v else None for v in objective],
                 mode="lines+markers", line={"color": falls.color, "dash": falls.dash, "width": 2},
                 marker={"symbol": falls.marker, "size": 7, "color": falls.color},
                 hovertemplate="%{x} iterations: J is %{y:.2%} of its start<extra></extra>",
@@ -59,15 +60,19 @@ def solve_curve(
             )
         )  # fmt: skip
     figure.add_vline(x=steps[shown], line={"color": GRID, "width": 2})
-    figure.update_xaxes(title={"text": "iterations of conjugate gradients"}, showgrid=False, rangemode="tozero")
+    figure.update_xaxes(title=_title("iterations of conjugate gradients"), showgrid=False, rangemode="tozero")
     figure.update_layout(
-        yaxis={"type": "log", "title": {"text": "J, share of its start"}, "tickformat": ".1%", "dtick": 1},
+        yaxis={"type": "log", "title": _title("J, share of its start"), "tickformat": ".1%", "dtick": 1},
         yaxis2={
-            "title": {"text": "accuracy"}, "overlaying": "y", "side": "right", "tickformat": ".0%", "showgrid": False,
+            "title": _title("accuracy"), "overlaying": "y", "side": "right", "tickformat": ".0%", "showgrid": False,
             "automargin": True,
         },
     )  # fmt: skip
-    return finish(figure, height=height, margin={"l": 56, "r": 56, "b": 60}).update_layout(legend={"y": -0.22})
+    return finish(figure, height=height, margin={"l": 56, "r": 56, "b": 90}).update_layout(legend={"y": -0.27})
+
+
+def _title(text: str) -> dict[str, Any]:
+    return {"text": text, "font": {"size": 12}, "standoff": 6}
 
 
 def step_lines(
@@ -89,11 +94,11 @@ def step_lines(
         )  # fmt: skip
     if shown is not None:
         figure.add_vline(x=shown, line={"color": GRID, "width": 2})
-    figure.update_xaxes(title={"text": "step"}, showgrid=False, rangemode="tozero")
-    figure.update_yaxes(title={"text": axis}, rangemode="tozero")
+    figure.update_xaxes(title=_title("step"), showgrid=False, rangemode="tozero")
+    figure.update_yaxes(title=_title(axis), rangemode="tozero")
     if top is not None:
         figure.update_yaxes(range=[0, top])
-    return finish(figure, height=height, margin={"b": 60}).update_layout(legend={"y": -0.24})
+    return finish(figure, height=height, margin={"b": 110}).update_layout(legend={"y": -0.24})
 
 
 def clouds(points: Mapping[str, Sequence[Sequence[float]]], *, height: int = 380) -> go.Figure:
@@ -112,18 +117,24 @@ def clouds(points: Mapping[str, Sequence[Sequence[float]]], *, height: int = 380
                 hovertemplate="%{x:.2f}, %{y:.2f}<extra>" + name + "</extra>",
             )
         )  # fmt: skip
-    figure.update_xaxes(title={"text": "first principal direction"})
-    figure.update_yaxes(title={"text": "second principal direction"})
-    return finish(figure, height=height, margin={"b": 60}).update_layout(legend={"y": -0.2})
+    figure.update_xaxes(title=_title("first principal direction"))
+    figure.update_yaxes(title=_title("second principal direction"))
+    return finish(figure, height=height, margin={"b": 80}).update_layout(legend={"y": -0.22})
 
 
 def coefficient_heatmap(
-    layers: Sequence[str], tasks: Sequence[str], matrix: Sequence[Sequence[float]], *, top: float, height: int = 380
+    layers: Sequence[str],
+    tasks: Sequence[str],
+    matrix: Sequence[Sequence[float | None]],
+    *,
+    top: float,
+    height: int = 380,
 ) -> go.Figure:
-    """λ of every task (rows) in every layer (columns), on a scale to ``top`` that stays while steps pass."""
+    """A number of every row in every layer (columns), on a scale to ``top`` that stays while steps pass."""
     from .heatmap import layer_heatmap
 
     figure = layer_heatmap(layers, tasks, matrix, height=height)
     if figure.data:
-        figure.update_traces(zmin=min(0.0, *map(min, matrix)), zmax=top)
+        values = [value for row in matrix for value in row if value is not None]
+        figure.update_traces(zmin=min([0.0, *values]), zmax=top)
     return figure
