@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .engine import merge_to_memory, plan
+from .methods import get
 from .progress import Progress, Stop
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def merge(
 
     >>> mergelab.merge("task_arithmetic", {"a": sd_a, "b": sd_b}, base=sd0, lambda_=0.4, weight={"a": 1.0, "b": 0.5})
     """
+    if space is not None and any(parameter.name == "space" for parameter in get(method).parameters):
+        parameters["space"], space = space, None  # slerp has a parameter of this name
     planned = plan(
         method, models, base, parameters, dtype=dtype, out_dtype=out_dtype, seed=seed,
         statistics=statistics, init=init, learned=learned, space=space,
