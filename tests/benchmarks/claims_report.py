@@ -58,12 +58,15 @@ def report(files: Sequence[dict[str, Any]]) -> str:
     """Markdown: how it was measured, the table of claims, and the numbers behind some of them."""
     files = _joined(files)
     groups = {_title(file): file["runs"] for file in files}
-    lines = [HEAD, *map(_how, files), "", "| claim | the paper | seen | holds | why |", "|---|---|---|---|---|"]
+    lines = [HEAD, *map(_how, files), "", f"| claim | {' | '.join(groups)} |", "|---" * (1 + len(groups)) + "|"]
+    told: list[str] = []
     for name, claim, paper, judged in CLAIMS:
         found = {title: _judged(judged, runs) for title, runs in groups.items()}
-        cells = ("<br>".join(f"*{t}*: {text}" for t, v in found.items() if (text := getattr(v, part)))
-                 for part in ("saw", "holds", "why"))  # fmt: skip
-        lines.append(f"| **{name}** {claim} | {paper} | {' | '.join(cells)} |")
+        lines.append(f"| **{name}** {claim} | {' | '.join(v.holds for v in found.values())} |")
+        told += ["", f"## {name}: {claim}" if name != "–" else f"## {claim}", "", f"The paper: {paper}.", "",
+                 "| | seen | holds | why |", "|---|---|---|---|",
+                 *(f"| *{title}* | {v.saw} | {v.holds} | {v.why} |" for title, v in found.items())]  # fmt: skip
+    lines += told
     for title, runs in groups.items():
         lines += ["", f"## {title}: details"]
         for table in (_methods, _per_task, _ranks, _spoilt):
