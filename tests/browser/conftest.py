@@ -42,6 +42,7 @@ def page_url(root, tmp_path_factory):
     env = {k: v for k, v in os.environ.items() if not k.endswith("_PROXY")} | {
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("gradio")),
+        "MERGELAB_HOME": str(tmp_path_factory.mktemp("home")),
         "HF_HUB_OFFLINE": "1",
         "no_proxy": "127.0.0.1,localhost",
     }

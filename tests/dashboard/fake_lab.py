@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+from dashboard.fake_data import FakeData
 
 from mergelab.dashboard.lab import Lab
 from mergelab.errors import MergeLabError, TaskError
@@ -210,6 +211,7 @@ class FakeLab(Lab):
         super().__init__(settings)
         self.bench = FakeBench(slow)
         self.routed_bench = FakeRouted(self.bench)
+        self.data_bench = FakeData(self.bench)
 
     def zoos(self):
         return ["starter"]
@@ -226,6 +228,9 @@ class FakeLab(Lab):
 
     def routed(self, selection):
         return self.routed_bench
+
+    def data(self, selection):
+        return self.data_bench
 
     def first_screen(self):
         recipe = Recipe(
