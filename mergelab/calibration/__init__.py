@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .collect import EXAMPLES, collect_stats, logits_of
 from .cost import Estimate, estimate
+from .drift import DriftSettings
+from .featcal import Calibrated, calibrate_features
 from .inputs import Batch
 from .labels import CLASS_LIMIT
 from .suite import ORDERS, collect, collect_zoo, estimate_zoo
@@ -18,7 +20,10 @@ __all__ = [
     "MAX_OUTPUTS",
     "ORDERS",
     "Batch",
+    "Calibrated",
+    "DriftSettings",
     "Estimate",
+    "calibrate_features",
     "collect",
     "collect_stats",
     "collect_through",

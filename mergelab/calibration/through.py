@@ -106,7 +106,7 @@ def collect_through(
             own = {key: read(model, item) for key, item in names.items.items() if part.holds(key)}
             with placed(module, {**current, **own}):
                 seen = collect_stats(
-                    module, batches[name](), _until(forward, part, where), kinds=("gram",), names=list(part.weights),
+                    module, batches[name](), until(forward, part, where), kinds=("gram",), names=list(part.weights),
                     max_examples=None, task=name, weights_hash="", stop=stop,
                 )  # fmt: skip
             here[name] = {names.items[key]: _block(seen, key) for key in seen.names}
@@ -193,7 +193,7 @@ class _ReachedError(Exception):
     """The block of interest has seen its inputs."""
 
 
-def _until(forward: Forward, part: Part, device: torch.device) -> Forward:
+def until(forward: Forward, part: Part, device: torch.device) -> Forward:
     """``forward`` that ends once the block was called as often as a pass calls it."""
 
     def run(module: nn.Module, inputs: Any) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 from .. import __version__
 from ..cores import share_cores
 from ..errors import Cancelled, MergeLabError
-from . import choosing, dashboard, looking, merging, statistics, surgery, twin, zoos
+from . import calibrating, choosing, dashboard, looking, merging, statistics, surgery, twin, zoos
 
 _EPILOG = """\
 a source is one of
@@ -71,6 +71,6 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for part in (merging, choosing, statistics, looking, surgery, twin, zoos, dashboard):
+    for part in (merging, choosing, statistics, looking, surgery, calibrating, twin, zoos, dashboard):
         part.add(verb)
     return parser

@@ -45,7 +45,7 @@ def _surgery(arguments: Any) -> int:
     settings = SurgerySettings(rank=arguments.rank, steps=arguments.steps, seed=arguments.seed)
     tasks = [name.strip() for name in arguments.tasks.split(",")] if arguments.tasks else None
     found = operate_on(
-        arguments.merged, arguments.suite, experts=_experts(arguments.expert), tasks=tasks, split=arguments.split,
+        arguments.merged, arguments.suite, experts=experts_given(arguments.expert), tasks=tasks, split=arguments.split,
         examples=arguments.examples, settings=settings, device=arguments.device, progress=line,
     )  # fmt: skip
     path = found.surgery.write(arguments.out, overwrite=arguments.overwrite)
@@ -72,7 +72,7 @@ def bias_table(bias: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(rows)
 
 
-def _experts(given: list[str]) -> dict[str, str]:
+def experts_given(given: list[str]) -> dict[str, str]:
     """``TASK=SOURCE`` arguments by task."""
     out = {}
     for text in given:
