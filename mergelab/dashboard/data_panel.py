@@ -12,6 +12,7 @@ from ..errors import Cancelled, MergeLabError
 from ..recipe import Recipe
 from . import data_views, drafts, views
 from .errors import sentence
+from .init_form import own_data
 from .jobs import Done, Step
 from .page import CHEAP, PRIVATE, Page, busy, session_of
 
@@ -62,9 +63,9 @@ def wire(page: Page, out: dict[str, Any]) -> None:
         tasks = page.tasks(selection)
         known = {name for _, name in tasks}
         on = [name for name, model in form["models"].items() if model["on"] and name in known]
-        learns = method.get("learns")
-        examples = min(HIGHEST, max(LOWEST, form["parameters"].get("examples", USUAL))) if learns else gr.skip()
-        split = form["parameters"].get("inputs", "val") if learns else gr.skip()
+        learns, own = method.get("learns"), own_data(method)
+        examples = min(HIGHEST, max(LOWEST, form["parameters"].get("examples", USUAL))) if own else gr.skip()
+        split = form["parameters"].get("inputs", "val") if own else gr.skip()
         return [
             gr.update(visible=True), data_views.lead(method), gr.update(choices=tasks, value=on), examples, split,
             gr.update(visible=method["data"] == "labelled"), gr.update(value="Learn" if learns else "Collect"),
@@ -112,7 +113,8 @@ def _wire_cost(page: Page, out: dict[str, Any], source: list[Any]) -> Any:
 def _wire_collect(page: Page, out: dict[str, Any], source: list[Any]) -> None:
     def collect(draft: drafts.Draft, selection: dict[str, Any], request: gr.Request, *values: Any) -> Iterator[Any]:
         """Collect or learn, and merge with it. It runs on when the page is closed: what it makes is kept on disk."""
-        learns = page.methods[draft["method"]].get("learns")
+        method = page.methods[draft["method"]]
+        learns = method.get("learns")
         what = "Learning:" if learns else "Collecting:"
         try:
             recipe, wish = asked(page, draft, selection, values)
@@ -127,7 +129,7 @@ def _wire_collect(page: Page, out: dict[str, Any], source: list[Any]) -> None:
                     yield busy(item, what), gr.skip()
                 elif isinstance(item, Done):
                     said = data_views.learned_line(item) if learns else data_views.collected_line(item)
-                    name = None if learns else item.value["name"]
+                    name = None if own_data(method) else item.value["name"]
                     yield said, {"of": draft["method"], "values": values, "statistics": name, "id": uuid.uuid4().hex}
         except Cancelled:
             yield views.status("Stopped. Nothing was kept."), gr.skip()
@@ -157,16 +159,21 @@ def job_of(request: gr.Request) -> str:
     return f"data-{session_of(request)}"
 
 
-def chosen(draft: drafts.Draft, values: tuple[Any, ...], statistics: str | None) -> drafts.Draft:
-    """The draft with the panel's choice in it: exactly the tasks' experts are merged."""
+def chosen(
+    draft: drafts.Draft, values: tuple[Any, ...], statistics: str | None, *, own: bool | None = None
+) -> drafts.Draft:
+    """The draft with the panel's choice in it: exactly the tasks' experts are merged.
+
+    ``own``: the method's data belongs to its recipe, whose parameters say which (default: where there is no set).
+    """
     tasks, examples, split, _ = values
     new = drafts.copied(draft)
     for name, model in new["models"].items():
         model["on"] = name in tasks
-    if statistics is None:
+    if own if own is not None else statistics is None:
         new["parameters"] |= {"examples": int(examples), "inputs": split}
         new["looked"] = uuid.uuid4().hex  # the recipe may be the same as before, but now it can be merged
-    else:
+    elif statistics is not None:
         new["statistics"] = statistics
     return new
 
@@ -177,8 +184,8 @@ def asked(page: Page, draft: drafts.Draft, selection: dict[str, Any], values: tu
     if not tasks:
         raise MergeLabError("No task is chosen: tick at least one under “Tasks”.")
     examples = wished(examples)
-    learns = page.methods[draft["method"]].get("learns")
-    new = chosen(draft, (tasks, examples, split, fisher), None if learns else draft.get("statistics"))
+    own = own_data(page.methods[draft["method"]])
+    new = chosen(draft, (tasks, examples, split, fisher), None if own else draft.get("statistics"), own=own)
     from ..runs.matched import Wish
 
     wish = Wish(tuple(t for t in selection["experts"] if t in tasks), examples, split, fisher, int(draft["seed"] or 0))

@@ -42,7 +42,7 @@ def fresh(method: Mapping[str, Any], selection: Mapping[str, Any], old: Draft | 
 def _carried(method: Mapping[str, Any], selection: Mapping[str, Any], old: Draft) -> Draft:
     """What a method that needs data has besides: the statistics at hand, and what it starts from."""
     more: Draft = {}
-    if method.get("statistics"):
+    if method.get("statistics") and not method.get("collects"):
         more["statistics"] = old.get("statistics")
     if method.get("init"):
         known = selection.get("tuned", {}).get("task_arithmetic", {})

@@ -21,9 +21,14 @@ _FIRST = ("objective", "iterations", "lambda", "per", "split", "steps", "rate", 
 _MAIN = ("lambda", "t")
 
 
+def own_data(method: Mapping[str, Any]) -> bool:
+    """Whether its data belongs to one recipe alone, whose parameters say which: learned, or through merged layers."""
+    return bool(method.get("learns") or method.get("collects"))
+
+
 def arranged(method: Mapping[str, Any], form: drafts.Draft) -> tuple[list[Any], list[Any]]:
     """The parameters shown at once and those behind a click, without what is shown elsewhere."""
-    elsewhere = ("weight", *form["split"], *(ON_PANEL if method.get("learns") else ()))
+    elsewhere = ("weight", *form["split"], *(ON_PANEL if own_data(method) else ()))
     shown = [p for p in method["parameters"] if p["name"] not in elsewhere]
     if len(shown) <= _FEW:
         return sorted(shown, key=lambda p: (p["type"] == "choice", p["type"] == "bool", p["name"] != "lambda")), []
@@ -37,7 +42,7 @@ def choices(page: Page, method: str, count: int) -> list[tuple[str, str]]:
     for title, name in controls.choices(page.methods):
         other = page.methods[name]
         most = other["models"]["max"]
-        if name not in (method, "linear", "mats") and not other.get("learns") and (most is None or most >= count):
+        if name not in (method, "linear", "mats") and not own_data(other) and (most is None or most >= count):
             found.append((title, name))
     return found
 

@@ -33,11 +33,10 @@ class Lab:
     # ---- what there is ----------------------------------------------------------------------------------------------
 
     def methods(self) -> dict[str, dict[str, Any]]:
-        """The declarations of the methods that the page can merge by, by name, as ``methods --json`` prints them."""
+        """The declarations of all methods, by name, as ``methods --json`` prints them."""
         from ..methods import registry
 
-        found = {name: method.describe() for name, method in registry().items()}
-        return {name: method for name, method in found.items() if not method.get("collects")}
+        return {name: method.describe() for name, method in registry().items()}
 
     def zoos(self) -> list[str]:
         """Names of the zoos on this machine, the starter first."""

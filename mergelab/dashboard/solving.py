@@ -55,7 +55,7 @@ def build_blocks(out: dict[str, Any]) -> None:
 
 def _blocks(out: dict[str, Any]) -> None:
     with gr.Row(equal_height=False, elem_id="blocks-row"):
-        out["look"] = gr.Button("Look at every block", elem_id="blocks-look", min_width=180, scale=0)
+        out["look"] = gr.Button("Look at blocks", elem_id="blocks-look", min_width=170, scale=0)
         out["blocks_status"] = gr.HTML("", elem_id="blocks-status")
     out["change_text"] = gr.Markdown("", elem_id="blocks-sentence")
     with gr.Row(equal_height=False):

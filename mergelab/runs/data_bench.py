@@ -10,6 +10,7 @@ from ..errors import TaskError
 from ..progress import Progress, Stop
 from ..recipe import Recipe
 from . import data_plans, learnt, matched
+from .merged_through import collect_through, through_folder
 from .solve_path import GRID, merge_log, solve_path
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class DataBench:
         self.bench = bench
 
     def needs(self, recipe: Recipe) -> str:
-        """``"statistics"``, ``"learning"`` or ``""``."""
+        """``"statistics"``, ``"learning"``, ``"collecting"`` or ``""``."""
         return data_plans.needs(recipe)
 
     def used(self, recipe: Recipe) -> str:
@@ -38,12 +39,17 @@ class DataBench:
 
     def estimate(self, recipe: Recipe, wish: matched.Wish) -> dict[str, Any]:
         """See :func:`mergelab.runs.matched.estimate_for`."""
-        return matched.estimate_for(self.bench, recipe, wish)
+        if self.needs(recipe) != "collecting":
+            return matched.estimate_for(self.bench, recipe, wish)
+        folder = through_folder(self.bench, recipe)
+        return matched.estimate_for(self.bench, recipe, wish, kept=folder if folder.is_dir() else None)
 
     def collect(
         self, recipe: Recipe, wish: matched.Wish, progress: Progress | None = None, stop: Stop | None = None
     ) -> dict[str, Any]:
         """Collect or find the statistics; what they are, see :func:`mergelab.runs.matched.about`."""
+        if self.needs(recipe) == "collecting":
+            return collect_through(self.bench, recipe, progress=progress, stop=stop)
         return self.about(matched.statistics_for(self.bench, recipe, wish, progress=progress, stop=stop))
 
     def about(self, name: str) -> dict[str, Any]:

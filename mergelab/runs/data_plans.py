@@ -10,6 +10,8 @@ from ..engine import Plan, plan_recipe
 from ..errors import DataNeededError
 from ..recipe import Recipe
 from . import learnt, matched
+from .matched import is_kept_name
+from .merged_through import about_through, through_folder
 from .trained import planned
 
 if TYPE_CHECKING:
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def needs(recipe: Recipe) -> str:
-    """``"statistics"``, ``"learning"`` or ``""``: what must be there before the recipe can be merged."""
-    if methods.get(recipe.merge_method).learns:
-        return "learning"
+    """``"statistics"``, ``"learning"``, ``"collecting"`` (through merged layers) or ``""``: what must come first."""
+    method = methods.get(recipe.merge_method)
+    if method.learns or method.collects:
+        return "learning" if method.learns else "collecting"
     return "statistics" if matched.kinds_for(recipe) else ""
 
 
@@ -33,6 +36,15 @@ def data_plan(bench: Bench, recipe: Recipe, load: Callable[..., Any] | None = No
         if learned is None:
             raise DataNeededError("The coefficients are not learned for these values yet: press Learn under “Data”.")
         return planned(recipe, learned, load=load)
+    if need == "collecting" and not is_kept_name(recipe.statistics) and recipe.statistics is not None:
+        return plan_recipe(recipe, load=load)  # a folder that somebody named
+    if need == "collecting":
+        folder = through_folder(bench, recipe)
+        if not folder.is_dir():
+            raise DataNeededError(
+                "The inputs of the merged layers are not collected for these values yet: press Collect."
+            )
+        return plan_recipe(recipe.replace(statistics=None), load=load, statistics=str(folder))
     if need == "statistics" and recipe.statistics is None:
         raise DataNeededError("This method needs statistics of every task first: press Collect under “Data”.")
     return plan_recipe(recipe, load=load, statistics=matched.folder_of(recipe.statistics) if need else None)
@@ -41,7 +53,7 @@ def data_plan(bench: Bench, recipe: Recipe, load: Callable[..., Any] | None = No
 def plan_key(recipe: Recipe) -> tuple[Any, ...]:
     """What of a recipe decides which statistics, start and coefficients its plan holds; () for methods without."""
     need = needs(recipe)
-    if need == "learning" or recipe.learned:
+    if need in ("learning", "collecting") or recipe.learned:
         return (recipe.hash,)
     if not need and not recipe.init:
         return ()
@@ -62,4 +74,6 @@ def data_used(bench: Bench, recipe: Recipe) -> str:
     if need == "learning":
         learned = learnt.kept_learned(bench, recipe)
         return learned.data_used if learned else ""
+    if need == "collecting":
+        return about_through(bench, recipe)["text"] if through_folder(bench, recipe).is_dir() else ""
     return matched.about(recipe.statistics)["text"] if need and recipe.statistics else ""

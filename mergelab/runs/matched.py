@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import methods
 from ..errors import StatisticsError, TaskError
@@ -131,20 +131,25 @@ _estimates: dict[tuple[Any, ...], tuple[Estimate, float]] = {}
 _WRITTEN = 2e8
 
 
-def estimate_for(bench: Bench, recipe: Recipe, wish: Wish) -> dict[str, Any]:
+def estimate_for(
+    bench: Bench, recipe: Recipe, wish: Wish, *, kept: Path | Literal["look"] | None = "look"
+) -> dict[str, Any]:
     """What collecting would cost: ``{"bytes", "seconds", "timed", "examples": {task: count}, "kept": name or None}``.
 
-    Bytes are exact; seconds are those of a few pictures of one task, timed here once, scaled to all of them.
+    Bytes are exact; seconds are those of a few pictures of one task, timed here once, scaled to all of them. ``kept``:
+    the folder that has them already, where they are not found by the wish.
     """
     from ..calibration import estimate_zoo
 
     suite, kinds = _suite(bench), kinds_for(recipe)
     _check(bench, wish)
     counts = {task: min(wish.examples, len(suite[task].split(wish.split)[1])) for task in wish.tasks}
-    kept = kept_for(bench, recipe, wish)
+    if kept == "look":
+        name = kept_for(bench, recipe, wish)
+        kept = _place() / name if name else None
     if kept is not None:
-        size = sum(path.stat().st_size for path in (_place() / kept).glob(f"*{_ENDING}"))
-        return {"bytes": size, "seconds": 0.0, "timed": 0, "examples": counts, "kept": kept, "kinds": list(kinds)}
+        size = sum(path.stat().st_size for path in kept.glob(f"*{_ENDING}"))
+        return {"bytes": size, "seconds": 0.0, "timed": 0, "examples": counts, "kept": kept.name, "kinds": list(kinds)}
     key = (bench.base, bench.experts[wish.tasks[0]], kinds, wish.fisher)
     if key not in _estimates:
         started = time.perf_counter()

@@ -55,8 +55,10 @@ def test_the_panel_is_a_wish_and_a_recipe_of_its_tasks(page):
     recipe, wish = data_panel.asked(page, draft(), SELECTION, (["fashion", "mnist"], 25, "val", "exact"))
     assert (wish.tasks, wish.examples, wish.split, wish.fisher) == (("mnist", "fashion"), 25, "val", "exact")
     assert recipe.names == ("mnist", "fashion") and recipe.statistics is None
-    recipe, _ = data_panel.asked(page, draft("adamerging"), SELECTION, (["emoji"], 25, "test", "empirical"))
-    assert recipe.parameters["examples"] == 25 and recipe.parameters["inputs"] == "test"
+    for method in ("adamerging", "regmean_pp"):
+        recipe, _ = data_panel.asked(page, draft(method), SELECTION, (["emoji", "mnist"], 25, "test", "empirical"))
+        assert recipe.parameters["examples"] == 25 and recipe.parameters["inputs"] == "test"
+        assert recipe.statistics is None
 
 
 @pytest.mark.parametrize("examples", [9, 1001, "many", None, True, float("nan")])

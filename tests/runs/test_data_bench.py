@@ -255,6 +255,32 @@ def test_regmean_has_blocks_without_a_path(bench: Bench, data: DataBench, solved
     assert "12 labelled val images" in data.used(recipe)
 
 
+def test_inputs_through_merged_layers_are_collected_once_for_one_recipe(
+    bench: Bench, data: DataBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergelab.runs import collected, merged_through
+
+    recipe = recipe_of(bench, "regmean_pp", parameters={"examples": 10})
+    with pytest.raises(DataNeededError, match="press Collect"):
+        bench.merged(recipe)
+    assert data.estimate(recipe, Wish(TASKS, 10))["kept"] is None
+    made = data.collect(recipe, Wish(TASKS, 10))
+    assert made["name"] is None and made["tasks"] == list(TASKS) and "10 unlabelled val" in made["text"]
+    state = bench.merged(recipe)
+    again = collected.prepare(recipe, suite=bench.suite, load=bench._load, model=bench.model())
+    for name, tensor in merge_to_memory(again, device="cpu").items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6)
+
+    def never(*_args: object, **_options: object) -> None:
+        raise AssertionError("nothing is to be collected")
+
+    monkeypatch.setattr(merged_through, "prepare", never)
+    assert data.collect(recipe, Wish(TASKS, 10)) == made and data.estimate(recipe, Wish(TASKS, 10))["kept"]
+    with pytest.raises(AssertionError):
+        data.collect(recipe.replace(parameters={"examples": 11}), Wish(TASKS, 11))
+    assert {row["by"] for row in data.blocks(recipe)} & {"cholesky", "eigen"}
+
+
 # ---- learning and surgery -------------------------------------------------------------------------------------------
 
 
