@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..engine.adapters import as_weights
 from ..engine.snapshots import GRID, Snapshots, merge_snapshots
 from ..engine.solve_log import LEFT
 from ..errors import CheckpointError, MethodError, TaskError
@@ -105,7 +106,8 @@ def solve_path(
             changes.append({name: _distance(state[name], first[name]) for name in first})
             point: dict[str, Any] = {"k": k, "objective": None, "residual": None, "accuracy": None, "tasks": {}}
             try:
-                found = evaluate(model, suite, split=split, limit=limit, tasks=tasks, state=state, stop=stop)
+                whole = as_weights(plan, state)
+                found = evaluate(model, suite, split=split, limit=limit, tasks=tasks, state=whole, stop=stop)
             except CheckpointError as error:  # the weights have run away: no finite features
                 points.append({**point, "error": str(error)})
                 continue
@@ -131,7 +133,8 @@ def snapshot_of(bench: Bench, recipe: Recipe) -> dict[str, torch.Tensor] | None:
     for key, path in list(_kept.items()):
         if key[:2] == (id(bench), wanted) and k in path.grid:
             try:
-                state = path.snapshots.state(int(k))  # type: ignore[arg-type]
+                shots = path.snapshots
+                state = as_weights(shots.plan, shots.state(int(k)))  # type: ignore[arg-type]
             except (MethodError, CheckpointError, OSError):  # its files are gone: solve again
                 _kept.pop(key, None)
                 continue

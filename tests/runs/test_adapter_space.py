@@ -21,6 +21,7 @@ from mergelab.errors import MergeLabError, MethodError, RecipeError, StatisticsE
 from mergelab.recipe import Recipe
 from mergelab.runs import Bench
 from mergelab.runs.choose import choose
+from mergelab.runs.solve_path import solve_path
 from mergelab.statistics import Block, TaskStatistics, read_folder
 from mergelab.tasks import evaluate, heads_for, load_suite
 
@@ -207,6 +208,19 @@ def test_a_bench_and_a_choice_measure_the_weights_that_the_vectors_make(zoo: Pat
     rows = evaluate(bench.model(), load_suite(zoo), split="val", limit=10, tasks=TASKS, state=start)
     for name in TASKS:  # 0 iterations of the vectors' solver from task arithmetic is task arithmetic of the vectors
         assert found.scores[0].tasks[name] == rows.tasks[name].accuracy
+
+
+def test_the_path_of_a_solve_is_measured_on_the_weights_that_the_vectors_make(zoo: Path, folder: Path) -> None:
+    bench = Bench(str(zoo / "base"), {n: str(zoo / "experts" / n) for n in TASKS}, load_suite(zoo), device="cpu")
+    wanted = recipe(zoo, statistics=str(folder), parameters={"objective": "block", "iterations": 2})
+    path = solve_path(bench, wanted, (0, 2), limit=8)
+    assert [point["k"] for point in path.points] == [0, 2] and all(p["accuracy"] is not None for p in path.points)
+    kept = bench.merged(wanted)
+    made = plan_recipe(wanted)
+    expected = as_weights(made, merge_to_memory(made))
+    assert set(kept) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(kept[name], tensor)
 
 
 def refused(error: type[MergeLabError], *args: Any, **more: Any) -> str:
