@@ -91,6 +91,9 @@ def calibrate_features(
                 work.skipped[path] = "its input was not seen (fused attention, or never called)"
             else:
                 work.fit(path, layer, found)
+        for weight in part.weights:
+            if weight.rpartition(".")[0] not in layers:
+                work.skipped[weight] = "fused attention or a layer of another kind, which is not fitted"
     report(progress, len(parts), len(parts), "Calibrated")
     return Calibrated(
         work.out, tuple(part.path for part in parts), dict(work.examples), tuple(work.log), dict(work.skipped)

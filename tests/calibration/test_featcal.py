@@ -215,7 +215,10 @@ def test_what_is_left_out_and_what_is_refused() -> None:
     y = {"ant": torch.randn(6, 3, 4)}
     state = around(fused, 1)
     found = calibrate_features(fused, state, state, {"ant": state}, batches(y), **call)
-    assert found.skipped == {"0.self_attn.out_proj": "its input was not seen (fused attention, or never called)"}
+    assert found.skipped == {
+        "0.self_attn.out_proj": "its input was not seen (fused attention, or never called)",
+        "0.self_attn.in_proj_weight": "fused attention or a layer of another kind, which is not fitted",
+    }
     assert "0.linear1.weight" in found.state
     with pytest.raises(
         StatisticsError, match=r"There are no inputs of the task 'dog', so nothing can pass its expert\."
