@@ -13,6 +13,7 @@ from .errors import log
 from .lab import Lab
 from .page import PRIVATE, Page
 from .settings import Settings
+from .steady import steady
 
 HEADER = (
     '<header class="ml-header"><h1>MergeLab</h1><p>Models that were each fine-tuned for one task, put together into '
@@ -67,6 +68,7 @@ def build_app(lab: Lab | None = None, settings: Settings | None = None) -> gr.Bl
             event = demo.load
             for handler, inputs, outputs in chain:
                 event = event(handler, inputs, outputs, **options).then
+    steady(demo)
     demo.queue(max_size=settings.queue_size, default_concurrency_limit=4)
     return demo
 

@@ -97,7 +97,7 @@ def test_the_slider_moves_the_merged_model_through_the_snapshots(open_page):
 
     # what was collected is kept: another method finds its part of it
     page.locator("#method input").click()
-    page.get_by_role("option", name=re.compile("^RegMean")).click()
+    page.get_by_role("option", name=re.compile(r"^RegMean \(")).click()
     expect(page.locator("#data-cost")).to_contain_text("Nothing will be collected again", timeout=SOON)
     expect(page.locator("#status")).to_contain_text("RegMean, 2 of 8", timeout=SOON)
     expect(page.locator("#path-solve")).to_be_hidden()
@@ -145,3 +145,4 @@ def choose_again(page: Page) -> None:
     page.locator("#method input").click()
     page.get_by_role("option", name=re.compile("^AdaMerging")).click()
     expect(page.locator("#parameter-steps")).to_be_visible(timeout=SOON)
+    expect(page.locator("#data-cost")).to_contain_text("100 steps", timeout=SOON)

@@ -55,6 +55,19 @@ def test_first_screen_is_complete_before_anything_is_computed(demo):
     assert "merge_method: task_arithmetic" in by_id["recipe-yaml"]["value"]
 
 
+def test_components_can_be_looked_through_while_more_are_drawn(demo):
+    import copy
+
+    table = copy.copy(demo.default_config).blocks  # what a visitor gets
+    assert table.keys() == list(demo.default_config.blocks) and table is not demo.default_config.blocks
+    size = len(table)
+    for place, component in enumerate(table.values()):
+        table[-1 - place] = component
+    for key in table:
+        table.pop(key) if key < 0 else None
+    assert len(table) == size
+
+
 def test_launch_shares_nothing(settings):
     options = launch_options(settings)
     assert options["allowed_paths"] == [] and options["share"] is False and options["show_error"] is False
