@@ -26,7 +26,7 @@ _FISHERS = [("the given labels (empirical)", "empirical"), ("drawn by the expert
 
 def build(first: dict[str, Any]) -> dict[str, Any]:
     """Lay the panel out; hidden while the method needs no data."""
-    out: dict[str, Any] = {"made": gr.State(None)}
+    out: dict[str, Any] = {"made": gr.State(None), "drawn": gr.State("")}
     names = [name for _, name in first["tasks"]]
     with gr.Column(visible=False, elem_id="data-panel", min_width=0) as out["panel"]:
         out["lead"] = gr.HTML("", elem_id="data-lead")
@@ -52,14 +52,14 @@ def build(first: dict[str, Any]) -> dict[str, Any]:
 
 def wire(page: Page, out: dict[str, Any]) -> None:
     source = [page.draft, page.selection, *(out[name] for name in ("tasks", "examples", "split", "fisher"))]
-    cost = _wire_cost(page, out, source)
+    _wire_cost(page, out, source)
     _wire_collect(page, out, source)
 
     def redraw(form: drafts.Draft, selection: dict[str, Any]) -> list[Any]:
         """The panel for the method of the form: what is asked, what is at hand."""
         method = page.methods[form["method"]]
         if not wants_data(method):
-            return [gr.update(visible=False), *views.skip(7)]
+            return [gr.update(visible=False), *views.skip(7), uuid.uuid4().hex]
         tasks = page.tasks(selection)
         known = {name for _, name in tasks}
         on = [name for name, model in form["models"].items() if model["on"] and name in known]
@@ -69,17 +69,17 @@ def wire(page: Page, out: dict[str, Any]) -> None:
         return [
             gr.update(visible=True), data_views.lead(method), gr.update(choices=tasks, value=on), examples, split,
             gr.update(visible=method["data"] == "labelled"), gr.update(value="Learn" if learns else "Collect"),
-            data_views.at_hand(page, form, selection),
+            data_views.at_hand(page, form, selection), uuid.uuid4().hex,
         ]  # fmt: skip
 
     page.form.change(
         redraw, [page.form, page.selection],
         [out["panel"], out["lead"], out["tasks"], out["examples"], out["split"], out["fisher"], out["collect"],
-         out["status"]], **CHEAP, **PRIVATE,
-    ).then(cost, source, out["cost"], trigger_mode="always_last", **DATA, **PRIVATE)  # fmt: skip
+         out["status"], out["drawn"]], **CHEAP, **PRIVATE,
+    )  # fmt: skip
 
 
-def _wire_cost(page: Page, out: dict[str, Any], source: list[Any]) -> Any:
+def _wire_cost(page: Page, out: dict[str, Any], source: list[Any]) -> None:
     def cost(draft: drafts.Draft, selection: dict[str, Any], request: gr.Request, *values: Any) -> Iterator[Any]:
         """What the work would take, before it is started."""
         method = page.methods[draft["method"]]
@@ -103,11 +103,10 @@ def _wire_cost(page: Page, out: dict[str, Any], source: list[Any]) -> Any:
         except Exception as error:
             yield views.note(sentence(error), "error")
 
-    page.draft.change(cost, source, out["cost"], trigger_mode="always_last", **DATA, **PRIVATE)
-    out["examples"].release(cost, source, out["cost"], trigger_mode="always_last", **DATA, **PRIVATE)
-    for name in ("tasks", "split", "fisher"):
-        out[name].input(cost, source, out["cost"], trigger_mode="always_last", **DATA, **PRIVATE)
-    return cost
+    # One event for all reasons: the page then runs it again with the last values, and no older answer comes last.
+    reasons = [page.draft.change, out["drawn"].change, out["examples"].release]
+    reasons += [out[name].input for name in ("tasks", "split", "fisher")]
+    gr.on(reasons, cost, source, out["cost"], trigger_mode="always_last", **DATA, **PRIVATE)
 
 
 def _wire_collect(page: Page, out: dict[str, Any], source: list[Any]) -> None:

@@ -147,9 +147,10 @@ def _wire_move(page: Page, out: dict[str, Any]) -> None:
         move, [out["path"], out["place"], page.draft], [out["place"], page.form, page.draft],
         trigger_mode="always_last", **CHEAP, **PRIVATE,
     )  # fmt: skip
-    for state in (out["path"], page.draft):
-        state.change(show, [out["path"], page.draft, page.selection], shown, trigger_mode="always_last", **CHEAP,
-                     **PRIVATE)  # fmt: skip
+    gr.on(
+        [out["path"].change, page.draft.change], show, [out["path"], page.draft, page.selection], shown,
+        trigger_mode="always_last", **CHEAP, **PRIVATE,
+    )  # fmt: skip
 
 
 def _wire_blocks(page: Page, out: dict[str, Any]) -> None:
@@ -184,9 +185,10 @@ def _wire_blocks(page: Page, out: dict[str, Any]) -> None:
         except Exception as error:
             yield [*views.skip(len(view)), views.status(sentence(error), "error")]
 
-    for state in (out["path"], page.draft):
-        state.change(follow, [out["path"], page.draft, page.selection], [*view, out["blocks_status"]],
-                     trigger_mode="always_last", **CHEAP, **PRIVATE)  # fmt: skip
+    gr.on(
+        [out["path"].change, page.draft.change], follow, [out["path"], page.draft, page.selection],
+        [*view, out["blocks_status"]], trigger_mode="always_last", **CHEAP, **PRIVATE,
+    )  # fmt: skip
     out["look"].click(look, [page.draft, page.selection], [*view, out["blocks_status"]], **DATA, **PRIVATE)
 
 
