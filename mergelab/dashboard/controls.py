@@ -66,17 +66,19 @@ def listen(component: Any) -> Any:
     return component.release if isinstance(component, gr.Slider) else component.input
 
 
-def data_badge(method: Mapping[str, Any]) -> str:
-    """What data the method needs, as a badge."""
-    return _badge(_DATA.get(method["data"], f"needs {method['data']}"))
+def data_badge(method: Mapping[str, Any], *, transductive: bool = False) -> str:
+    """What data the method needs, as a badge. ``transductive``: it looks at the pictures that results are measured
+    on."""
+    text = _badge(_DATA.get(method["data"], f"needs {method['data']}"))
+    return text + (_badge("transductive: looks at test images", " ml-loud") if transductive else "")
 
 
 def _badge(text: str, kind: str = "") -> str:
     return f'<span class="ml-badge{kind}">{html.escape(text)}</span>'
 
 
-def badges(method: Mapping[str, Any], *, transductive: bool = False) -> str:
-    """What the method needs, at a glance. ``transductive``: it looks at the pictures that results are measured on."""
+def badges(method: Mapping[str, Any]) -> str:
+    """What the method needs, at a glance."""
     marks = [{"required": "needs the base", "optional": "base optional", "unused": "needs no base"}[method["base"]]]
     low, high = method["models"]["min"], method["models"]["max"]
     if high is not None:
@@ -85,8 +87,7 @@ def badges(method: Mapping[str, Any], *, transductive: bool = False) -> str:
         marks.append(f"at least {low} models")
     if method.get("random"):
         marks.append("random: has a seed")
-    text = data_badge(method) + "".join(map(_badge, marks))
-    return text + (_badge("transductive: looks at test images", " ml-loud") if transductive else "")
+    return data_badge(method) + "".join(map(_badge, marks))
 
 
 def about(method: Mapping[str, Any]) -> str:

@@ -55,7 +55,11 @@ def wire(page: Page, out: dict[str, Any]) -> None:
     _wire_cost(page, out, source)
     _wire_collect(page, out, source)
 
-    def redraw(form: drafts.Draft, selection: dict[str, Any]) -> list[Any]:
+    def mark(split: str, draft: drafts.Draft) -> str:
+        """Looking at test images is said at once."""
+        return data_views.lead(page.methods[draft["method"]], transductive=split == "test")
+
+    def redraw(form: drafts.Draft, selection: dict[str, Any], before: str) -> list[Any]:
         """The panel for the method of the form: what is asked, what is at hand."""
         method = page.methods[form["method"]]
         if not wants_data(method):
@@ -65,15 +69,17 @@ def wire(page: Page, out: dict[str, Any]) -> None:
         on = [name for name, model in form["models"].items() if model["on"] and name in known]
         learns, own = method.get("learns"), own_data(method)
         examples = min(HIGHEST, max(LOWEST, form["parameters"].get("examples", USUAL))) if own else gr.skip()
-        split = form["parameters"].get("inputs", "val") if own else gr.skip()
+        split = form["parameters"].get("inputs", "val") if own else before
         return [
-            gr.update(visible=True), data_views.lead(method), gr.update(choices=tasks, value=on), examples, split,
+            gr.update(visible=True), data_views.lead(method, transductive=split == "test"),
+            gr.update(choices=tasks, value=on), examples, split,
             gr.update(visible=method["data"] == "labelled"), gr.update(value="Learn" if learns else "Collect"),
             data_views.at_hand(page, form, selection), uuid.uuid4().hex,
         ]  # fmt: skip
 
+    out["split"].input(mark, [out["split"], page.draft], out["lead"], **CHEAP, **PRIVATE)
     page.form.change(
-        redraw, [page.form, page.selection],
+        redraw, [page.form, page.selection, out["split"]],
         [out["panel"], out["lead"], out["tasks"], out["examples"], out["split"], out["fisher"], out["collect"],
          out["status"], out["drawn"]], **CHEAP, **PRIVATE,
     )  # fmt: skip

@@ -19,14 +19,14 @@ _WORDS = {
 }  # fmt: skip
 
 
-def lead(method: Mapping[str, Any]) -> str:
-    """What the method looks at, in one line, with its badges."""
+def lead(method: Mapping[str, Any], *, transductive: bool = False) -> str:
+    """What the method looks at, in one line, with its badges; ``transductive`` where that is the test split."""
     text = (
         "Learns its coefficients on pictures without their labels."
         if method.get("learns")
         else "Looks at a few pictures of every task before it merges."
     )
-    return f"{views.heading('Data')}<p>{controls.data_badge(method)} {html.escape(text)}</p>"
+    return f"{views.heading('Data')}<p>{controls.data_badge(method, transductive=transductive)} {html.escape(text)}</p>"
 
 
 def cost_line(found: Mapping[str, Any]) -> str:

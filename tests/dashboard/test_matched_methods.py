@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from dashboard.fake_lab import TASKS
 
-from mergelab.dashboard import controls, drafts, init_form
+from mergelab.dashboard import controls, data_views, drafts, init_form, recipes
 from mergelab.dashboard.lab import Lab
 from mergelab.dashboard.settings import Settings
 from mergelab.errors import MergeLabError
@@ -36,7 +36,9 @@ def test_every_method_is_offered() -> None:
 def test_the_badge_says_which_data(name: str, words: str) -> None:
     text = controls.badges(METHODS[name])
     assert words in text and ("unlabelled" in text) == (words == "unlabelled")
-    assert "transductive" not in text and "transductive" in controls.badges(METHODS[name], transductive=True)
+    assert "transductive" not in text
+    assert "transductive" not in data_views.lead(METHODS[name])
+    assert "transductive" in data_views.lead(METHODS[name], transductive=True)
 
 
 def test_mats_starts_from_tuned_task_arithmetic_and_the_others_from_the_average() -> None:
@@ -107,3 +109,17 @@ def test_a_public_page_takes_kept_sets_and_no_folders() -> None:
     for key, value in (("statistics", "/etc"), ("statistics", f"../{NAME}"), ("learned", "/etc/passwd")):
         with pytest.raises(MergeLabError, match="public"):
             lab.check_sources(Recipe("mats", experts, **{key: value}))
+
+
+def test_a_recipe_is_taken_along_with_what_makes_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mergelab.runs import matched
+
+    recipe = Recipe("mats", ("zoo:starter/mnist", "zoo:starter/emoji"), base_model="zoo:starter/base", suite="starter",
+                    init="average", statistics=NAME)  # fmt: skip
+    assert recipes.forms(recipe)["shell"].startswith("# The set 'statistics-0123456789ab' is not kept on this machine")
+    monkeypatch.setattr(matched, "command", lambda name, zoo: f"python -m mergelab stats zoo:{zoo} --out {name}")
+    forms = recipes.forms(recipe)
+    assert forms["shell"].splitlines()[0] == f"python -m mergelab stats zoo:starter --out {NAME}"
+    assert f"statistics={NAME!r}" in forms["python"] and "init='average'" in forms["python"]
+    learned = Recipe("adamerging", recipe.models, base_model=recipe.base_model, suite="starter")
+    assert "prepare(recipe)" in recipes.forms(learned)["python"]
