@@ -14,7 +14,7 @@ from .page import CHEAP, PRIVATE, Page, session_of
 
 #: Parameters that the Data panel sets.
 ON_PANEL = ("examples", "inputs")
-#: A method with more parameters than this shows the first ones, and the others on demand.
+#: A method that needs data and has more parameters than this shows the first ones, and the others on demand.
 _FEW = 5
 _FIRST = ("objective", "iterations", "lambda", "per", "split", "steps", "rate", "off_diagonal")
 #: The coefficient that a start has on the form.
@@ -30,7 +30,7 @@ def arranged(method: Mapping[str, Any], form: drafts.Draft) -> tuple[list[Any], 
     """The parameters shown at once and those behind a click, without what is shown elsewhere."""
     elsewhere = ("weight", *form["split"], *(ON_PANEL if own_data(method) else ()))
     shown = [p for p in method["parameters"] if p["name"] not in elsewhere]
-    if len(shown) <= _FEW:
+    if len(shown) <= _FEW or method["kind"] == "tensor":
         return sorted(shown, key=lambda p: (p["type"] == "choice", p["type"] == "bool", p["name"] != "lambda")), []
     first = [p for p in shown if p["name"] in _FIRST][:4]
     return first, [p for p in shown if p not in first]
