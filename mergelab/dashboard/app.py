@@ -36,6 +36,7 @@ def build_app(lab: Lab | None = None, settings: Settings | None = None) -> gr.Bl
             selection=gr.State(first["selection"]),
             form=gr.State(first["draft"]),
             draft=gr.State(drafts.copied(first["draft"])),
+            data_draft=gr.State(None),
             result=gr.State(first["result"]),
             kept=gr.State([]),
             picture=gr.State(first["picture"]),

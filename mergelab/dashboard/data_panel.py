@@ -110,7 +110,7 @@ def _wire_cost(page: Page, out: dict[str, Any], source: list[Any]) -> None:
             yield views.note(sentence(error), "error")
 
     # One event for all reasons: the page then runs it again with the last values, and no older answer comes last.
-    reasons = [page.draft.change, out["drawn"].change, out["examples"].release]
+    reasons = [page.data_draft.change, out["drawn"].change, out["examples"].release]
     reasons += [out[name].input for name in ("tasks", "split", "fisher")]
     gr.on(reasons, cost, source, out["cost"], trigger_mode="always_last", **DATA, **PRIVATE)
 

@@ -25,6 +25,11 @@ def build(first: dict[str, Any]) -> dict[str, Any]:
 
 
 def wire(page: Page, out: dict[str, Any]) -> None:
+    def relay(draft: drafts.Draft) -> Any:
+        """The draft, for what only methods that need data show."""
+        return draft if wants_data(page.methods[draft["method"]]) else gr.skip()
+
+    page.draft.change(relay, page.draft, page.data_draft, trigger_mode="always_last", **CHEAP, **PRIVATE)
     solving.wire(page, out)
     learning.wire(page, out)
     surgery.wire(page, out["surgery"])

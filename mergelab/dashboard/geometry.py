@@ -31,19 +31,19 @@ def build(page: Page, tab: gr.Tab) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             layer = gr.Dropdown([WHOLE], value=WHOLE, label="Cosine similarity of", elem_id="geometry-layer")
-            cosines = _figure("Cosine similarity of task vectors", "cosines")
+            cosines = views.place("Cosine similarity of task vectors", "cosines")
         with gr.Column(min_width=320):
             cosine_text = gr.Markdown("", elem_id="cosine-sentence")
             cosine_table = gr.HTML("", elem_id="cosine-table")
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             gr.HTML(views.heading("Norm of each task vector, per layer"))
-            norms = _figure("Norm of each task vector, per layer", "norms")
+            norms = views.place("Norm of each task vector, per layer", "norms")
             norm_text = gr.Markdown("", elem_id="norm-sentence")
             norm_table = gr.HTML("", elem_id="norm-table")
         with gr.Column(min_width=320):
             gr.HTML(views.heading("Sign-conflict rate, per layer"))
-            conflict = _figure("Sign-conflict rate, per layer", "conflict")
+            conflict = views.place("Sign-conflict rate, per layer", "conflict")
             conflict_text = gr.Markdown("", elem_id="conflict-sentence")
             conflict_table = gr.HTML("", elem_id="conflict-table")
     outs = [cosines, cosine_text, cosine_table, norms, norm_text, norm_table, conflict, conflict_text, conflict_table]
@@ -82,10 +82,6 @@ def build(page: Page, tab: gr.Tab) -> None:
     )
     found.change(everything, [found, layer], outs, **CHEAP, **PRIVATE)
     layer.input(cosine_view, [found, layer], outs[:3], **CHEAP, **PRIVATE)
-
-
-def _figure(label: str, elem_id: str) -> gr.Plot:
-    return gr.Plot(label=label, elem_id=elem_id, show_label=False, container=False)
 
 
 def everything(found: dict[str, Any] | None, layer: str) -> list[Any]:

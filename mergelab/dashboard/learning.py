@@ -32,22 +32,18 @@ def build(out: dict[str, Any]) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             gr.HTML(views.heading("λ of every task in every layer"))
-            out["lambda_figure"] = _plot("λ of every task in every layer", "learned-map")
+            out["lambda_figure"] = views.place("λ of every task in every layer", "learned-map")
         with gr.Column(min_width=320):
             out["lambda_table"] = gr.HTML("", elem_id="learned-table")
     out["learned_text"] = gr.Markdown("", elem_id="learned-entropy-sentence")
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             gr.HTML(views.heading("Entropy of predictions, by step"))
-            out["entropy"] = _plot("Entropy of predictions by step", "learned-entropy")
+            out["entropy"] = views.place("Entropy of predictions by step", "learned-entropy")
         with gr.Column(min_width=320):
             gr.HTML(views.heading("Mean largest probability, by step"))
-            out["confidence"] = _plot("Mean largest probability by step", "learned-confidence")
+            out["confidence"] = views.place("Mean largest probability by step", "learned-confidence")
     out["learned_table"] = gr.HTML("", elem_id="learned-ends")
-
-
-def _plot(label: str, elem_id: str) -> gr.Plot:
-    return gr.Plot(label=label, show_label=False, container=False, elem_id=elem_id)
 
 
 def wire(page: Page, out: dict[str, Any]) -> None:
@@ -72,7 +68,7 @@ def wire(page: Page, out: dict[str, Any]) -> None:
     def move(found: Any, place: int) -> list[Any]:
         return [_slider(found, int(place)), *shown(found, int(place))] if found else views.skip(1 + len(view))
 
-    page.draft.change(
+    page.data_draft.change(
         find, [page.draft, page.selection, out["learned"]],
         [out["lambda_status"], out["record"], out["learned"], *view], trigger_mode="always_last", **CHEAP, **PRIVATE,
     )  # fmt: skip

@@ -34,6 +34,9 @@ class Page:
     selection: gr.State
     form: gr.State
     draft: gr.State
+    #: the draft as it was last under a method that needs data: what only such methods show follows this one, so that
+    #: a slider of another method does not set all of it going
+    data_draft: gr.State
     result: gr.State
     kept: gr.State
     picture: gr.State

@@ -115,11 +115,11 @@ def _routing(out: dict[str, Any]) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             gr.HTML(views.heading("Mean router weight, tasks by experts"))
-            out["weights"] = _figure("Mean router weight, tasks by experts", "router-weights")
+            out["weights"] = views.place("Mean router weight, tasks by experts", "router-weights")
             out["weights_text"] = gr.Markdown("", elem_id="router-weights-sentence")
         with gr.Column(min_width=320):
             gr.HTML(views.heading("Router’s first choice, share of pictures"))
-            out["confusion"] = _figure("Router's first choice, share of pictures", "router-confusion")
+            out["confusion"] = views.place("Router's first choice, share of pictures", "router-confusion")
             out["confusion_text"] = gr.Markdown("", elem_id="router-confusion-sentence")
     out["weights_table"] = gr.HTML("", elem_id="router-weights-table")
     out["confusion_table"] = gr.HTML("", elem_id="router-confusion-table")
@@ -134,7 +134,7 @@ def _rank(out: dict[str, Any]) -> None:
                 0, 9, value=0, step=1, label="Rank", interactive=True, visible=False, elem_id="router-rank",
                 info="Move it: accuracy and bytes follow at once.", buttons=[],
             )  # fmt: skip
-            out["rank_figure"] = _figure("Accuracy and bytes by rank", "router-rank-figure")
+            out["rank_figure"] = views.place("Accuracy and bytes by rank", "router-rank-figure")
         with gr.Column(min_width=320):
             out["rank_text"] = gr.Markdown("", elem_id="router-rank-sentence")
             out["rank_table"] = gr.HTML("", elem_id="router-rank-table")
@@ -169,10 +169,10 @@ def _picture(page: Page, first: dict[str, Any], out: dict[str, Any]) -> None:
             with gr.Row(equal_height=False):
                 with gr.Column(min_width=280):
                     gr.HTML(views.heading("Weight of each expert’s part"))
-                    out["look_weights"] = _figure("Weight of each expert's part", "router-look-weights")
+                    out["look_weights"] = views.place("Weight of each expert's part", "router-look-weights")
                 with gr.Column(min_width=280):
                     gr.HTML(views.heading("Class probabilities"))
-                    out["look_classes"] = _figure("Class probabilities", "router-look-classes")
+                    out["look_classes"] = views.place("Class probabilities", "router-look-classes")
             out["look_table"] = gr.HTML("", elem_id="router-look-table")
 
 
@@ -191,17 +191,13 @@ def _costs(out: dict[str, Any]) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             gr.HTML(views.heading("Bytes stored against the number of tasks"))
-            out["storage"] = _figure("Bytes stored against the number of tasks", "router-storage")
+            out["storage"] = views.place("Bytes stored against the number of tasks", "router-storage")
             out["storage_text"] = gr.Markdown("", elem_id="router-storage-sentence")
             out["storage_table"] = gr.HTML("", elem_id="router-storage-table")
         with gr.Column(min_width=320):
             gr.HTML(views.heading("Time a picture, by mode and batch size"))
             out["time"] = gr.Button("Measure here, now (about 20 s)", elem_id="router-time")
             out["time_status"] = gr.HTML("", elem_id="router-time-status")
-            out["latency"] = _figure("Time a picture, by mode and batch size", "router-latency")
+            out["latency"] = views.place("Time a picture, by mode and batch size", "router-latency")
             out["latency_text"] = gr.Markdown("", elem_id="router-latency-sentence")
             out["latency_table"] = gr.HTML("", elem_id="router-latency-table")
-
-
-def _figure(label: str, elem_id: str) -> gr.Plot:
-    return gr.Plot(label=label, elem_id=elem_id, show_label=False, container=False)

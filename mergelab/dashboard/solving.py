@@ -120,7 +120,7 @@ def _wire_solve(page: Page, out: dict[str, Any]) -> None:
     )  # fmt: skip
     out["stop"].click(stop, None, out["path_status"], queue=False, show_progress="hidden", **PRIVATE)
     asked = [page.draft, page.selection, out["most"]]
-    page.draft.change(cost, asked, out["path_cost"], trigger_mode="always_last", **CHEAP, **PRIVATE)
+    page.data_draft.change(cost, asked, out["path_cost"], trigger_mode="always_last", **CHEAP, **PRIVATE)
     out["most"].input(cost, asked, out["path_cost"], **CHEAP, **PRIVATE)
 
 
@@ -148,7 +148,7 @@ def _wire_move(page: Page, out: dict[str, Any]) -> None:
         trigger_mode="always_last", **CHEAP, **PRIVATE,
     )  # fmt: skip
     gr.on(
-        [out["path"].change, page.draft.change], show, [out["path"], page.draft, page.selection], shown,
+        [out["path"].change, page.data_draft.change], show, [out["path"], page.draft, page.selection], shown,
         trigger_mode="always_last", **CHEAP, **PRIVATE,
     )  # fmt: skip
 
@@ -186,7 +186,7 @@ def _wire_blocks(page: Page, out: dict[str, Any]) -> None:
             yield [*views.skip(len(view)), views.status(sentence(error), "error")]
 
     gr.on(
-        [out["path"].change, page.draft.change], follow, [out["path"], page.draft, page.selection],
+        [out["path"].change, page.data_draft.change], follow, [out["path"], page.draft, page.selection],
         [*view, out["blocks_status"]], trigger_mode="always_last", **CHEAP, **PRIVATE,
     )  # fmt: skip
     out["look"].click(look, [page.draft, page.selection], [*view, out["blocks_status"]], **DATA, **PRIVATE)

@@ -50,7 +50,7 @@ def build(first: dict[str, Any]) -> dict[str, Any]:
             with gr.Row(equal_height=False):
                 with gr.Column(min_width=320):
                     gr.HTML(views.heading("Distance to the expert’s features (representation bias)"))
-                    out["bars"] = _plot("Distance to the expert's features, before and after", "surgery-bars")
+                    out["bars"] = views.place("Distance to the expert's features, before and after", "surgery-bars")
                     out["table"] = gr.HTML("", elem_id="surgery-table")
                 with gr.Column(min_width=320):
                     gr.HTML(views.heading("Features in two dimensions"))
@@ -58,15 +58,11 @@ def build(first: dict[str, Any]) -> dict[str, Any]:
                         first["tasks"], label="Task", value=next((t for _, t in first["tasks"]), None),
                         filterable=False, elem_id="surgery-task",
                     )  # fmt: skip
-                    out["clouds"] = _plot(
+                    out["clouds"] = views.place(
                         "Features of the expert, the merge, and the corrected merge", "surgery-clouds"
                     )
                     out["cloud_text"] = gr.HTML("", elem_id="surgery-cloud-table")
     return out
-
-
-def _plot(label: str, elem_id: str) -> gr.Plot:
-    return gr.Plot(label=label, show_label=False, container=False, elem_id=elem_id)
 
 
 def wire(page: Page, out: dict[str, Any]) -> None:

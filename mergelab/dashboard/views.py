@@ -163,6 +163,11 @@ def scope(result: Result) -> str:
     return "on the whole test sets" if n is None else f"on {n} test images a task"
 
 
+def place(label: str, elem_id: str) -> gr.Plot:
+    """A place for a figure; its heading stands above it."""
+    return gr.Plot(label=label, elem_id=elem_id, show_label=False, container=False)
+
+
 def heading(text: str) -> str:
     """A small heading above a figure."""
     return f'<h3 class="ml-heading">{html.escape(text)}</h3>'

@@ -40,7 +40,7 @@ def data():
 @pytest.fixture
 def page(data):
     lab = SimpleNamespace(data=lambda _selection: data)
-    blank = dict.fromkeys(("selection", "form", "draft", "result", "kept", "picture", "prediction"))
+    blank = dict.fromkeys(("selection", "form", "draft", "data_draft", "result", "kept", "picture", "prediction"))
     return Page(lab, Settings(), METHODS, **blank)
 
 
