@@ -8,6 +8,7 @@ from typing import Any
 from .. import methods
 from .findings import Finding
 from .folder import data_used
+from .joint import units
 from .needs import kinds_of, read_for
 from .plan import Plan
 from .solve_log import init_text
@@ -23,8 +24,9 @@ def about_data(plan: Plan) -> Iterator[Finding]:
             "inputs; that takes minutes and is not in this estimate.",
         )
     elif kinds:
-        used = [(item, read_for(plan, item.name)) for item in plan.items if item.merge]
-        solved = sum(bool(own) for _, own in used)
+        joint = {bias.name for _, *others in units(plan) for bias in others}
+        used = [item.name in joint or bool(read_for(plan, item.name)) for item in plan.items if item.merge]
+        solved = sum(used)
         yield Finding(
             "ok",
             f"Statistics ({', '.join(kinds)}) of {len(plan.statistics)} tasks, {data_used(plan)}: {solved} of "

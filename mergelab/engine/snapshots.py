@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..errors import MethodError
 from ..progress import Progress, Stop
 from .estimate import output_bytes
+from .joint import units
 from .plan import Plan
 from .solve_log import SOLVE_FILE, solve_json
 from .stream import Run
@@ -92,37 +94,43 @@ def merge_snapshots(
     steps = _checked(plan, grid)
     plan = dataclasses.replace(plan, values={**plan.values, "iterations": steps[-1]})
     log: list[Mapping[str, Any]] = []
-    with _place(folder, len(steps) * output_bytes(plan)) as (partial, final):
-        files = _Files(partial, plan, steps)
+    with _place(folder, len(steps) * output_bytes(plan)) as (place, final):
+        files = _Files(place, plan, steps)
         try:
             run = Run.of(plan, device, threads, progress, stop)
 
-            def work(item: Item) -> list[Mapping[str, Any]]:
-                return _item(run, item, files)
+            def work(unit: tuple[Item, ...]) -> list[Mapping[str, Any]]:
+                return _unit(run, unit, files)
 
-            for item, entries in ordered(work, plan.items, run.threads, stop):
+            for unit, entries in ordered(work, units(plan), run.threads, stop):
                 log += entries
-                run.count.step(item.name)
+                for item in unit:
+                    run.count.step(item.name)
             files.finish()
         finally:
             files.close()
-        (partial / SOLVE_FILE).write_text(solve_json(plan, log), encoding="utf-8")
+        (place / SOLVE_FILE).write_text(solve_json(plan, log), encoding="utf-8")
     return Snapshots(final, steps, plan, tuple(log), temporary=folder is None)
 
 
-def _item(run: Run, item: Item, files: _Files) -> list[Mapping[str, Any]]:
-    """Merge one tensor and write it into every file; iterations after the solver's last one get its result."""
+def _unit(run: Run, unit: tuple[Item, ...], files: _Files) -> list[Mapping[str, Any]]:
+    """Merge what is worked on together and write it into every file; iterations after the last one get the result."""
     entries: list[Mapping[str, Any]] = []
     done: set[int] = set()
+    grid = frozenset(files.steps)
 
-    def snapshot(k: int, tensor: Tensor) -> None:
+    def keep(item: Item, k: int, tensor: Tensor) -> None:
         files.put(k, item.name, tensor)
         done.add(k)
 
-    out = run.item(item, log=entries.append, snapshot=snapshot, grid=frozenset(files.steps))
-    for k in files.steps:
-        if k not in done:
-            files.put(k, item.name, out)
+    if len(unit) > 1:
+        out = run.joint(*unit, log=entries.append, snapshot=keep, grid=grid)
+    else:
+        out = [run.item(unit[0], log=entries.append, snapshot=partial(keep, unit[0]), grid=grid)]
+    for item, tensor in zip(unit, out, strict=True):
+        for k in files.steps:
+            if k not in done:
+                files.put(k, item.name, tensor)
     return entries
 
 

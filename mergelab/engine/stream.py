@@ -12,6 +12,7 @@ from torch import Tensor
 from ..progress import Progress, Stop, report
 from .device import check_dtype, pick_device
 from .gate import GATE_BYTES, Gate
+from .joint import merge_joint, units
 from .needs import statistics_bytes
 from .plan import Plan
 from .shared import KEEP_BYTES, keep
@@ -32,7 +33,8 @@ def stream(
     stop: Stop | None = None,
     log: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Merge and yield ``(name, CPU tensor)`` in the order of names, each in its output dtype.
+    """Merge and yield ``(name, CPU tensor)`` in the order of names, each in its output dtype (a weight that is solved
+    with its bias just before that bias).
 
     Bit-equal for any number of ``threads`` and any layout of the checkpoints in files. Tied names are not repeated:
     they are in ``plan.aliases``. Raises MethodError naming the model and tensor on a value that is not finite or does
@@ -43,15 +45,19 @@ def stream(
     kept, key = _kept(plan, run.where)
     fresh: dict[str, Tensor] | None = {} if key is not None and kept is None else None
 
-    def work(item: Item) -> tuple[Tensor, list[Mapping[str, Any]]]:
+    def work(unit: tuple[Item, ...]) -> tuple[list[Tensor], list[Mapping[str, Any]]]:
         entries: list[Mapping[str, Any]] = []
-        return run.item(item, kept=kept, fresh=fresh, log=None if log is None else entries.append), entries
+        told = None if log is None else entries.append
+        if len(unit) > 1:
+            return run.joint(*unit, log=told), entries
+        return [run.item(unit[0], kept=kept, fresh=fresh, log=told)], entries
 
-    for item, (tensor, entries) in ordered(work, plan.items, run.threads, stop):
-        run.count.step(item.name)
+    for unit, (tensors, entries) in ordered(work, units(plan), run.threads, stop):
         for entry in entries if log is not None else ():
             log(entry)  # type: ignore[misc]
-        yield item.name, tensor
+        for item, tensor in zip(unit, tensors, strict=True):
+            run.count.step(item.name)
+            yield item.name, tensor
     if fresh is not None:
         keep(plan.shared, key, fresh)
 
@@ -90,9 +96,16 @@ class Run:
 
     def item(self, item: Item, **more: Any) -> Tensor:
         """One tensor of the result; see `merge_item`. Waits while too much else is in memory."""
-        held = statistics_bytes(self.plan, item) if self.plan.statistics else 0
-        with torch.no_grad(), scratch, self.gate.hold(held):
+        with torch.no_grad(), scratch, self.gate.hold(self._held(item)):
             return merge_item(self, item, **more)
+
+    def joint(self, weight: Item, bias: Item, **more: Any) -> list[Tensor]:
+        """A weight and the bias that is solved for with it; see `merge_joint`."""
+        with torch.no_grad(), scratch, self.gate.hold(self._held(weight)):
+            return merge_joint(self, weight, bias, **more)
+
+    def _held(self, item: Item) -> int:
+        return statistics_bytes(self.plan, item) if self.plan.statistics else 0
 
 
 class _Count:

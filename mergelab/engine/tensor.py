@@ -51,7 +51,7 @@ def merge_item(
         needs["grid"] = grid
         needs["snapshot"] = lambda k, tensor: snapshot(k, finished(plan, item, tensor))
     context = context_of(plan, item, run.survey, **needs)
-    return finished(plan, item, _computed(plan, base, experts, context, fresh=fresh))
+    return finished(plan, item, computed(plan, base, experts, context, fresh=fresh))
 
 
 def finished(plan: Plan, item: Item, out: Tensor) -> Tensor:
@@ -76,21 +76,35 @@ def _needs(run: Run, item: Item, base: Tensor | None, experts: list[Tensor]) -> 
     same = bool(plan.statistics) and all(torch.equal(experts[0], other) for other in experts[1:])
     if kinds and not same:
         out["missing"] = why_missing(plan, item.name, kinds[0])
-        out["statistics"] = _blocks(plan, item, run.where)
-    if run.start is not None:
-        part = {"statistics": out["statistics"]} if out.get("statistics") else {}
-        if not part and not same and run.start.plan.method.statistics(dict(run.start.plan.values)):
-            part = {"statistics": _blocks(plan, item, run.where)}
-        context = context_of(run.start.plan, item, run.start.survey, **part)
-        out["start"] = _computed(run.start.plan, base, experts, context)
-    elif plan.start == "base":
-        out["start"] = base
-    elif plan.start is not None:
-        out["start"] = _input(plan, plan.start, "init", item, run.where)
+        out["statistics"] = blocks_of(plan, item, run.where)
+    start = started(run, item, base, experts, same=same, statistics=out.get("statistics"))
+    if start is not None:
+        out["start"] = start
     return out
 
 
-def _blocks(plan: Plan, item: Item, where: torch.device) -> list[Any]:
+def started(
+    run: Run,
+    item: Item,
+    base: Tensor | None,
+    experts: list[Tensor],
+    *,
+    same: bool = False,
+    statistics: Sequence[Any] | None = None,
+) -> Tensor | None:
+    """The tensor that the method starts from; None for the average. ``same``: all experts are equal here."""
+    plan = run.plan
+    if run.start is not None:
+        part = {"statistics": statistics} if statistics else {}
+        if not part and not same and run.start.plan.method.statistics(dict(run.start.plan.values)):
+            part = {"statistics": blocks_of(plan, item, run.where)}
+        return computed(run.start.plan, base, experts, context_of(run.start.plan, item, run.start.survey, **part))
+    if plan.start == "base":
+        return base
+    return None if plan.start is None else _input(plan, plan.start, "init", item, run.where)
+
+
+def blocks_of(plan: Plan, item: Item, where: torch.device) -> list[Any]:
     """Every model's statistics of a tensor, on the device, in the computing dtype; only what is used."""
     kinds = read_for(plan, item.name)
     if not kinds:
@@ -99,7 +113,7 @@ def _blocks(plan: Plan, item: Item, where: torch.device) -> list[Any]:
     return [block if block is None else block.to(where, plan.compute) for block in found]
 
 
-def _computed(
+def computed(
     plan: Plan,
     base: Tensor | None,
     experts: list[Tensor],

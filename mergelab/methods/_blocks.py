@@ -67,6 +67,11 @@ LEFTOVER = Parameter(
     help="What tensors without such statistics become: the mean of the models (the paper's code), the init's values, "
     "or merged by their diagonal Fisher where there is one.",
 )  # fmt: skip
+BIAS = Parameter(
+    "bias", "choice", "leftover", ("leftover", "augment"),
+    help="What the bias of a solved layer becomes: a leftover like other tensors (the papers), or solved for with its "
+    "weight, as the weight of one more input that is always 1.",
+)  # fmt: skip
 
 
 def check_weights(values: Resolved, name: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import MethodError
 from ._blocks import (
+    BIAS,
     FLOOR_HELP,
     FLOOR_RELATIVE,
     LACKS,
@@ -44,6 +45,11 @@ def _check(values: Resolved) -> None:
         raise MethodError(
             f"Preconditioner 'kronecker' of 'mats' needs objective 'kfac' or 'gram', not {values['objective']!r}; "
             "choose 'jacobi' or 'none'."
+        )
+    if values["bias"] == "augment" and values["objective"] not in ("kfac", "gram"):
+        raise MethodError(
+            f"Parameter 'bias' of 'mats' is 'augment', which needs objective 'kfac' or 'gram', not "
+            f"{values['objective']!r}; leave biases as leftovers, or choose another objective."
         )
 
 
@@ -84,6 +90,7 @@ def _check(values: Resolved) -> None:
         FLOOR_RELATIVE,
         ridge(1e-6),
         LEFTOVER,
+        BIAS,
         TASK_WEIGHT,
     ),
     promises=Promises(equal={}),
@@ -108,9 +115,11 @@ def mats(
     floor_relative: float,
     ridge: float,
     leftover: str,
+    bias: str = "leftover",
     weight: list[float],
 ) -> Tensor:
     """``iterations`` steps of conjugate gradients on Σ w C (θ − θ_t) = 0 from the start (Tam et al., 2024)."""
+    del bias  # the engine joins a bias with its weight, so that there is nothing to do here
     started = time.perf_counter()
     work = Work(base, experts, weight, context)
     if work.equal:

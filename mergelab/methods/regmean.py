@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._blocks import (
+    BIAS,
     LACKS,
     LEFTOVER,
     TASK_WEIGHT,
@@ -51,6 +52,7 @@ _MOST = 10.0
         off_diagonal(0.9),
         ridge(1e-8),
         LEFTOVER,
+        BIAS,
         TASK_WEIGHT,
     ),
     promises=Promises(equal={}),
@@ -67,9 +69,11 @@ def regmean(
     off_diagonal: float,
     ridge: float,
     leftover: str,
+    bias: str = "leftover",
     weight: list[float],
 ) -> Tensor:
     """(Σ w A)⁻¹ Σ w A W (Jin et al., 2022, equation 2), solved for the difference from the start."""
+    del bias  # the engine joins a bias with its weight, so that there is nothing to do here
     started = time.perf_counter()
     work = Work(base, experts, weight, context)
     if work.equal:
