@@ -14,8 +14,8 @@ from .. import methods
 from ..errors import MergeLabError, MethodError, StatisticsError, suggest
 from ..recipe.start import PLAIN, Init
 from ..statistics import TaskStatistics, matched, read, read_folder
-from ..statistics.checks import check_sizes
 from .adapters import ADAPTER, own_space
+from .fit import check_adapters, check_fit
 from .structure import Item, compare
 from .through import check_through
 
@@ -108,16 +108,13 @@ def gather(plan: Plan, given: Any) -> Plan:
     else:
         found = opened_statistics(given, plan, kinds)
     _no_factors(plan)
+    check_adapters(plan)
     chosen = matched(found, dict(zip(plan.names, plan.models, strict=True)), kinds)
     made = dataclasses.replace(
         plan, statistics=tuple(chosen[name] for name in plan.names), warnings=chosen.warnings,
         statistics_from=str(given) if isinstance(given, str | Path) else plan.statistics_from,
     )  # fmt: skip
-    for item in made.items:
-        for name, s in chosen.items():
-            if item.name in s.entries:
-                entry = s.entries[item.name]
-                check_sizes(dict(entry.pieces), entry.layout, item.shape, f"{s.where} ({name}), tensor {item.name!r}")
+    check_fit(made, chosen, kinds)
     _some_tensor(made)
     check_through(made)
     return made
@@ -260,6 +257,8 @@ def _merge(plan: Plan, name: Any, parameters: Mapping[str, Any]) -> Plan:
         chosen = methods.get(name)
     except MergeLabError:
         known = [*PLAIN, *(m.name for m in methods.registry().values() if not (m.learns or m.collects))]
+        if name == "pretrained":  # what the paper's code calls it
+            raise MethodError("There is no init 'pretrained': what the models were fine-tuned from is 'base'.") from None
         raise MethodError(f"There is no init {name!r}.{suggest(str(name), known)}") from None
     if chosen.learns or chosen.collects:
         does = "learns its coefficients on data first" if chosen.learns else "collects its statistics as it is merged"

@@ -33,15 +33,20 @@ def check_block(block: Block, name: str, where: str, shape: tuple[int, ...] | No
     no rows or examples behind it.
     """
     who = f"{where}, tensor {name!r}"
-    if shape is not None and block.shape is not None and tuple(shape) != tuple(block.shape):
-        raise StatisticsError(
-            f"{who}: the statistics were collected for the shape {list(block.shape)} and the model's tensor has "
-            f"{list(shape)}; {_AGAIN} from this model."
-        )
+    check_shape(block.shape, shape, who)
     check_sizes({key: tuple(t.shape) for key, t in block.tensors.items()}, block.layout, shape or block.shape, who)
     check_counts(block.tensors, block.rows, block.examples, who)
     made = {key: _checked(key, tensor, f"{who}: {_NAMES[key]}") for key, tensor in block.tensors.items()}
     return block.with_tensors(made)
+
+
+def check_shape(noted: tuple[int, ...] | None, shape: tuple[int, ...] | None, who: str) -> None:
+    """Whether the shape that the collector noted is the tensor's, where both are known."""
+    if shape is not None and noted is not None and tuple(shape) != tuple(noted):
+        raise StatisticsError(
+            f"{who}: the statistics were collected for the shape {list(noted)} and the model's tensor has "
+            f"{list(shape)}; {_AGAIN} from this model."
+        )
 
 
 def check_counts(pieces: Collection[str], rows: int, examples: int, who: str) -> None:
