@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ def merge(
     them, or a mapping of model names), ``init`` (a method's name, ``"base"``, ``"average"``, ``{"merge_method": …,
     "parameters": …}`` or a state dict to start from) and ``learned`` coefficients; see :func:`mergelab.engine.plan`.
     ``space="adapter"`` merges the vectors of (IA)³ adapters and gives merged vectors.
-    Raises :class:`~mergelab.errors.MergeLabError` saying what does not fit.
+    Raises :class:`~mergelab.errors.MergeLabError` saying what does not fit, and gives a Python warning for statistics
+    that were collected in different ways (Fisher estimates, splits, numbers of examples).
 
     >>> mergelab.merge("task_arithmetic", {"a": sd_a, "b": sd_b}, base=sd0, lambda_=0.4, weight={"a": 1.0, "b": 0.5})
     """
@@ -56,4 +58,6 @@ def merge(
         method, models, base, parameters, dtype=dtype, out_dtype=out_dtype, seed=seed,
         statistics=statistics, init=init, learned=learned, space=space,
     )  # fmt: skip
+    for warning in planned.warnings:  # the command line prints them; a state dict has no place for them
+        warnings.warn(warning, UserWarning, stacklevel=2)
     return merge_to_memory(planned, threads=threads, device=device, progress=progress, stop=stop)

@@ -126,6 +126,11 @@ def _solve_lines(solved: dict[str, Any]) -> list[str]:
     for why, names in solved["left"].items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         lines.append(f"  {len(names)} {why} ({', '.join(names[:3])}{more})")
+    nothing = solved["stopped"].get("no information", 0)
+    if nothing:
+        lines.append(f"  {nothing} no information: every task's statistics are 0 there")
+    if list(solved["by"]) == ["experts"]:
+        lines.append("All models have the same weights, so the result is that model.")
     return lines + [f"  look at {name}: {text}" for name, text in list(solved["warnings"].items())[:5]]
 
 

@@ -258,7 +258,7 @@ def _merge(plan: Plan, name: Any, parameters: Mapping[str, Any]) -> Plan:
     except MergeLabError:
         known = [*PLAIN, *(m.name for m in methods.registry().values() if not (m.learns or m.collects))]
         if name == "pretrained":  # what the paper's code calls it
-            raise MethodError("There is no init 'pretrained': what the models were fine-tuned from is 'base'.") from None
+            raise MethodError("There is no init 'pretrained': the weights before fine-tuning are 'base'.") from None
         raise MethodError(f"There is no init {name!r}.{suggest(str(name), known)}") from None
     if chosen.learns or chosen.collects:
         does = "learns its coefficients on data first" if chosen.learns else "collects its statistics as it is merged"

@@ -29,6 +29,7 @@ from .workers import default_threads
 #: close.
 _SAMPLES, _SAMPLE_ELEMENTS, _FAR = 3, 4_000_000, 0.5
 _MARGIN = 1.1  # of the disk, for what else is written while a merge runs
+_RUNNING = (".running_mean", ".running_var")
 _CONFIG_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "patch_size", "image_size")
 
 
@@ -142,6 +143,14 @@ def _about_method(plan: Plan) -> Iterator[Finding]:
         )
     if plan.aliases:
         yield Finding("ok", f"{len(plan.aliases)} tied tensors are merged once and stay tied.")
+    running = [item.name for item in plan.items if item.merge and item.name.endswith(_RUNNING)]
+    if running:
+        yield Finding(
+            "warn",
+            f"{len(running)} tensors are running means and variances of batch normalisation, such as {running[0]!r}: "
+            "the merged model's activations have others than what comes out here.",
+            "Pass some inputs through the merged model in training mode before it is used, so that they are new.",
+        )
     wide = {plan.code(item) for item in plan.items if item.merge}
     if wide & {"F16"} and any(_code(model, item.name) == "BF16" for model in plan.models for item in plan.items[:50]):
         yield Finding(
