@@ -41,12 +41,15 @@ class Bench:
     @property
     def inits(self) -> dict[str, Any]:
         """Every init, with coefficients chosen on validation items: the builder's, or tried here (RegMean's α)."""
-        tuned = self.ground.lab.zoo.tuned
-        found = {"average": "average", "task_arithmetic": _spec("task_arithmetic", tuned["task_arithmetic"]),
-                 "ties": _spec("ties", tuned["ties"]), "fisher": _spec("fisher", {})}  # fmt: skip
+        found = {"average": "average", "task_arithmetic": self.tuned("task_arithmetic"), "ties": self.tuned("ties"),
+                 "fisher": _spec("fisher", {})}  # fmt: skip
         if self.ground.space == "weights":
             found["regmean"] = _spec("regmean", {"off_diagonal": self.alpha["chosen"]})
         return found
+
+    def tuned(self, method: str) -> dict[str, Any]:
+        """A method with the coefficients that the zoo's builder chose on validation items."""
+        return _spec(method, self.ground.lab.zoo.tuned[method])
 
     @property
     def alpha(self) -> dict[str, Any]:
@@ -112,7 +115,7 @@ def path(bench: Bench) -> dict[str, Any]:
 
 def variants(bench: Bench) -> dict[str, Any]:
     """Other statistics and scalings of MaTS after 10 iterations from task arithmetic."""
-    ground, init = bench.ground, bench.inits["task_arithmetic"]
+    ground, init = bench.ground, bench.tuned("task_arithmetic")
     sets = {"empirical": ground.statistics}
     for fisher in ("sampled", "exact"):
         sets[fisher] = {t: ground.collected(t, "val", ground.drawn(t)[0], ["kfac"], fisher=fisher)
@@ -134,7 +137,7 @@ def variants(bench: Bench) -> dict[str, Any]:
 def learned(bench: Bench) -> dict[str, Any]:
     """AdaMerging by layer and by task, task arithmetic, and Surgery on top of each."""
     ground = bench.ground
-    states: dict[str, Any] = {"task_arithmetic": ground.merged("task_arithmetic", _tuned(bench, "task_arithmetic"))}
+    states: dict[str, Any] = {"task_arithmetic": ground.merged("task_arithmetic", bench.tuned("task_arithmetic")["parameters"])}
     seconds, samples = {}, {}
     for per in ("task", "layer"):
         started = time.process_time()
@@ -158,31 +161,31 @@ def learned(bench: Bench) -> dict[str, Any]:
 
 
 def examples(bench: Bench, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
-    """Fisher, RegMean and MaTS (10 iterations from task arithmetic) with few and many training pictures a task."""
+    """Fisher, RegMean and MaTS (5 iterations from task arithmetic) with few and many training pictures a task."""
     ground = bench.ground
     kinds = KINDS[ground.space]
     order = {t: _nested(ground, t, counts) for t in ground.names}
-    parts: dict[str, list[Any]] = {t: [] for t in ground.names}
+    parts: dict[str, Any] = {}
     out: dict[str, Any] = {}
     for i, count in enumerate(counts):
         for task, sets in order.items():
             if len(sets[i]):
-                parts[task] = [joined([*parts[task], ground.collected(task, "train", sets[i], kinds)])]
-        given = {t: parts[t][0] for t in ground.names}
-        row = {"fisher": ground.score(ground.merged("fisher", statistics=given))}
+                more = ground.collected(task, "train", sets[i], kinds)
+                parts[task] = joined([parts[task], more]) if task in parts else more
+        states: dict[str, Any] = {"fisher": ground.merged("fisher", statistics=parts)}
         if ground.space == "weights":
-            told = {"off_diagonal": bench.alpha["chosen"]}
-            row["regmean"] = ground.score(ground.merged("regmean", told, statistics=given))
-        _, shots = ground.solved(bench.inits["task_arithmetic"], (0, 10), statistics=given)
-        row["mats"] = ground.score(shots.state(10))
+            states["regmean"] = ground.merged("regmean", {"off_diagonal": 0.9}, statistics=parts)
+        _, shots = ground.solved(bench.tuned("task_arithmetic"), (5,), statistics=parts)
+        states["mats"] = as_weights(shots.plan, shots.state(5))
         shots.close()
-        out[str(count)] = {name: _plain(score) for name, score in row.items()}
+        out[str(count)] = {name: mean(ground.test, ground.correct(state)) for name, state in states.items()}
     return out
 
 
 def few_unlabelled(bench: Bench, counts: Sequence[int] = (5, 50)) -> dict[str, Any]:
     """AdaMerging by layer with few validation pictures a task and no labels."""
-    return {str(n): _plain(bench.ground.score(_adamerged(bench, "layer", n)[0])) for n in counts}
+    ground = bench.ground
+    return {str(n): mean(ground.test, ground.correct(_adamerged(bench, "layer", n)[0])) for n in counts}
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------
@@ -190,10 +193,6 @@ def few_unlabelled(bench: Bench, counts: Sequence[int] = (5, 50)) -> dict[str, A
 
 def _spec(method: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {"merge_method": method, "parameters": dict(parameters)}
-
-
-def _tuned(bench: Bench, method: str) -> dict[str, Any]:
-    return dict(bench.inits[method]["parameters"])
 
 
 def _along(bench: Bench, shots: Any, grid: Sequence[int]) -> dict[int, dict[str, Any]]:

@@ -70,13 +70,10 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="where the table goes (default: the screen)")
     told = parser.parse_args()
     if told.report:
+        from claims_page import put
         from claims_report import report
 
-        text = report([json.loads(p.read_text(encoding="utf-8")) for p in told.report])
-        if told.markdown:
-            told.markdown.write_text(text, encoding="utf-8")
-        else:
-            sys.stdout.write(text)
+        put("twin", report([json.loads(p.read_text(encoding="utf-8")) for p in told.report]), told.markdown)
         return
     pairs = (
         [(told.zoo[0], s) for s in told.seeds] if len(told.zoo) == 1 else list(zip(told.zoo, told.seeds, strict=False))
