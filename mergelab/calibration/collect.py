@@ -36,6 +36,7 @@ def collect_stats(
     max_outputs: int = MAX_OUTPUTS,
     block_limit: int = BLOCK_LIMIT,
     class_limit: int = CLASS_LIMIT,
+    leave: Mapping[str, str] | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
@@ -66,6 +67,8 @@ def collect_stats(
         max_examples: the first so many; None for all.
         names: only these parameters (names, or a function of a name).
         conv: also Grams (and G) of convolutions, over unfolded patches.
+        leave: parameters that are left out -> the reason, which goes to ``.skipped``; but where no other parameter has
+            one of the kinds, they have it.
         max_outputs: layers with more outputs keep A only. block_limit: the largest tensor with a full block.
         dtype: float32 or float64, of model, sums and result. device: where to work (default: where the module is).
         task, name, weights_hash, split, suite, meta: go to the header; the hash is by default that of the module's
@@ -75,7 +78,9 @@ def collect_stats(
     labels for the empirical Fisher, a mask that does not fit, outputs without gradients, NaN or infinity (naming the
     layer), a block above the limit, Grams of (IA)³ vectors.
     """
-    options = options_of(kinds, names=names, conv=conv, max_outputs=max_outputs, block_limit=block_limit)
+    options = options_of(
+        kinds, names=names, conv=conv, max_outputs=max_outputs, block_limit=block_limit, leave=leave or {}
+    )
     if max_examples is not None and max_examples < 1:
         raise StatisticsError(f"At least one example is needed, and max_examples is {max_examples}.")
     hashed = weights_hash if weights_hash is not None else _hash(module)
@@ -104,7 +109,7 @@ def collect_stats(
 
 
 def options_of(kinds: Collection[str], **options: Any) -> Options:
-    """Checked options (``names``, ``conv``, ``max_outputs``, ``block_limit``)."""
+    """Checked options (``names``, ``conv``, ``max_outputs``, ``block_limit``, ``leave``)."""
     return Options(kinds_of(kinds), **options)
 
 

@@ -21,6 +21,7 @@ from ..tasks import Head, Suite, Task, heads_for, load_suite, subset_indices
 from ..tasks.head import check_head
 from .collect import collect_stats
 from .cost import Estimate, estimate
+from .differing import left_out
 from .inputs import Batch
 
 #: Pictures that pass together. Sums do not depend on it.
@@ -51,6 +52,13 @@ class Ready:
         """Class scores, with gradients."""
         return self.head.logits(self.model.through(module, pixels))
 
+    def own(self, leave: Mapping[str, str]) -> dict[str, str]:
+        """What is left out, under the module's names."""
+        theirs = self.spelling.get
+        return {
+            name: leave[t] for name, _ in self.model.module.named_parameters() if (t := theirs(name, name)) in leave
+        }
+
 
 def collect(
     source: str | Path | Checkpoint | Model,
@@ -67,6 +75,7 @@ def collect(
     suite: str = "",
     device: str | torch.device = "auto",
     checkpoint: Checkpoint | None = None,
+    leave: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
     **options: Any,
@@ -79,6 +88,7 @@ def collect(
         head: the task's; scores are its logits of the features.
         examples: at most so many pictures of ``split``: ``balanced``, the classes in turn (a fixed subset, of which a
             smaller one is part; see :func:`mergelab.tasks.subset_indices`), or the ``first`` ones.
+        leave: tensors of the checkpoint that need none -> why, as :func:`collect_stats` takes them.
         fisher, seed, options: as :func:`collect_stats` takes them; the seed also draws the subset.
 
     The names of tensors are the checkpoint's. Weights that pictures do not pass (a text side) are in ``skipped``.
@@ -86,7 +96,8 @@ def collect(
     with _ready(source, task, head, examples, split, order, seed, suite, device, checkpoint) as ready:
         found = collect_stats(
             ready.model.module, ready.batches(batch), ready.logits, kinds=kinds, fisher=fisher, seed=seed,
-            max_examples=None, total=len(ready.labels), progress=progress, stop=stop, **ready.header, **options,
+            max_examples=None, total=len(ready.labels), leave=ready.own(leave or {}), progress=progress, stop=stop,
+            **ready.header, **options,
         )  # fmt: skip
         return _renamed(found, ready)
 
@@ -100,6 +111,7 @@ def collect_zoo(
     tasks: Iterable[str] | None = None,
     heads: Mapping[str, Head] | None = None,
     space: str = "weights",
+    changed_only: bool = True,
     overwrite: bool = False,
     each: Callable[[TaskStatistics, Path], None] | None = None,
     progress: Progress | None = None,
@@ -111,12 +123,16 @@ def collect_zoo(
     ``experts``: task -> source; ``heads``: by task (default: those beside the suite's experts); ``each(statistics,
     file)`` is called when a task is done; ``options`` as :func:`collect` takes them. ``space="adapter"``: of the
     vectors of (IA)³ experts instead of the weights that they make. Stopping leaves nothing behind.
+
+    ``changed_only``: no statistics of tensors in which all of ``experts`` (chosen or not) have the same values, as a
+    merge of them weighs nothing there; ``skipped`` says so. It does nothing in adapter space, or with ``names``.
     """
     found = load_suite(suite)
     check_target(out, overwrite)
     chosen = chosen_tasks(found, experts, tasks)
     heads = heads_of(found, chosen, heads)
     one = _collector(space)
+    options |= left_out(experts, space, changed_only, options, stop)
     with whole_folder(out, overwrite=overwrite) as partial:
         for i, task in enumerate(chosen):
 
@@ -147,6 +163,7 @@ def estimate_zoo(
     batch: int = BATCH,
     device: str | torch.device = "auto",
     space: str = "weights",
+    changed_only: bool = True,
     **options: Any,
 ) -> dict[str, Estimate]:
     """What :func:`collect_zoo` would cost, task by task: one batch of each task's is passed and timed."""
@@ -154,6 +171,7 @@ def estimate_zoo(
     chosen = chosen_tasks(found, experts, tasks)
     heads = heads_of(found, chosen, heads)
     out: dict[str, Estimate] = {}
+    leave = left_out(experts, space, changed_only, options).get("leave", {})
     for task in chosen:
         source: Any = experts[task.name]
         head = heads[task.name]
@@ -165,7 +183,7 @@ def estimate_zoo(
         with _ready(source, task, head, examples, split, order, seed, found.name, device, None) as ready:
             out[task.name] = estimate(
                 ready.model.module, next(ready.batches(batch)), ready.logits, kinds=kinds, examples=len(ready.labels),
-                seed=seed, **options,
+                seed=seed, leave=ready.own(leave), **options,
             )  # fmt: skip
     return out
 
@@ -200,7 +218,7 @@ def chosen_tasks(suite: Suite, experts: Mapping[str, Any], tasks: Iterable[str] 
 
 def heads_of(suite: Suite, tasks: Iterable[Task], heads: Mapping[str, Head] | None) -> dict[str, Head]:
     """A head for each task; an error that names the first without."""
-    known = dict(heads_for(suite)) if heads is None else dict(heads)
+    known = dict(heads_for(suite) if heads is None else heads)
     for task in tasks:
         if task.name not in known:
             raise TaskError(

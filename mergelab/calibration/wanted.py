@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -30,6 +30,8 @@ class Options:
     conv: bool = False
     max_outputs: int = MAX_OUTPUTS
     block_limit: int = BLOCK_LIMIT
+    #: Parameters that are left out, with the reason; but for kinds that no other parameter has.
+    leave: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def factors(self) -> bool:
@@ -61,6 +63,14 @@ class Wanted:
     layouts: dict[str, str] = field(default_factory=dict)
     rest: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds that at least one tensor will have."""
+        found = {"gram": bool(self.factors), "kfac": any(f.outputs is not None for f in self.factors.values()),
+                 "diag": any(f.diagonal is not None for f in self.fishers.values()),
+                 "block": any(f.full is not None for f in self.fishers.values())}  # fmt: skip
+        return frozenset(kind for kind, there in found.items() if there)
 
 
 _FACTORS = (
@@ -129,11 +139,25 @@ def decide(module: nn.Module, sites: Sites, options: Options, found: Findings, l
         for name in site.tensors:
             if site.calls and name in picked:
                 fired.setdefault(name, []).append(site)
+    left = {name: parameter for name, parameter in picked.items() if name in options.leave}
+    _add(sites, options, {name: p for name, p in picked.items() if name not in left}, fired, found, wanted)
+    lacking = options.kinds - wanted.kinds
+    if left and lacking:  # a method refuses statistics without its kind, even where it would weigh nothing
+        _add(sites, replace(options, kinds=lacking), left, fired, found, wanted)
+    for name in left:
+        if name not in wanted.factors and name not in wanted.fishers:
+            wanted.skipped[name] = options.leave[name]
+    return wanted
+
+
+def _add(  # noqa: PLR0917
+    sites: Sites, options: Options, picked: Mapping[str, Tensor], fired: Mapping[str, list[Site]], found: Findings,
+    wanted: Wanted,
+) -> None:  # fmt: skip
     if options.factors:
         _factors(sites, options, picked, fired, wanted)
     if options.kinds & {"diag", "block"}:
         _fishers(options, picked, fired, found, wanted)
-    return wanted
 
 
 def _factors(

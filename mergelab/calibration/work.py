@@ -136,7 +136,7 @@ class Work:
     def _misled(self, one: Batch, gradients: Mapping[str, Tensor | None]) -> set[str]:
         """Tensors whose gradient is not what their sites see (a weight that is also read elsewhere, past its layer)."""
         unused = [name for name, gradient in gradients.items() if gradient is None]
-        wanted = self._decide(replace(self.options, kinds=frozenset({"diag"})), Findings(unused))
+        wanted = self._decide(replace(self.options, kinds=frozenset({"diag"}), leave={}), Findings(unused))
         self.capture.begin()
         with self.capture.watching(FORWARD, one):
             logits = self._logits(one.inputs)

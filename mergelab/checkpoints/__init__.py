@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .checkpoint import Checkpoint, MemoryCheckpoint
+from .differences import differing
 from .dtypes import FLOATS, dtype_code, nbytes_of, torch_dtype
 from .header import TensorInfo
 from .sources import load, zoo_folders, zoo_path
@@ -17,6 +18,7 @@ __all__ = [
     "TensorInfo",
     "Vectors",
     "adapter_vectors",
+    "differing",
     "dtype_code",
     "load",
     "nbytes_of",

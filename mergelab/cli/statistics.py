@@ -37,6 +37,10 @@ def add(verb: Verb) -> None:
     stats.add_argument("--class-limit", type=positive, metavar="K",
                        help="the most classes for --fisher exact, one backward pass each (default: 64)")  # fmt: skip
     stats.add_argument("--conv", action="store_true", help="also Grams of convolutions (patch embeddings)")
+    stats.add_argument(
+        "--all-tensors", action="store_true",
+        help="also of tensors in which all experts have the same values (a merge of them weighs nothing there)",
+    )  # fmt: skip
     stats.add_argument("--tasks", metavar="A,B", help="only these tasks, by name")
     stats.add_argument("--task", metavar="T", help="the task of a single checkpoint")
     stats.add_argument("--suite", metavar="SUITE", help="where pictures and heads come from (default: the zoo's own)")
@@ -62,6 +66,7 @@ def _stats(arguments: Any) -> int:
         for name in ("examples", "split", "order", "fisher", "conv", "batch", "seed", "device", "space")
     }
     kinds = arguments.kinds or ("block,diag" if arguments.space == "adapter" else "gram,kfac,diag")
+    options["changed_only"] = not arguments.all_tensors
     options["kinds"] = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     if arguments.class_limit:
         options["class_limit"] = arguments.class_limit
@@ -100,7 +105,8 @@ def _experts(arguments: Any) -> tuple[Any, dict[str, str], list[str] | None]:
     if name is None or (arguments.suite is None and zoo_name is None):
         raise MergeLabError(f"{text} is one checkpoint: say on which task, with --suite SUITE --task T.")
     suite = load_suite(arguments.suite or zoo_name or "")
-    return suite, {suite[name].name: text}, [name]
+    others = dict(open_zoo(zoo_name).experts) if zoo_name else {}  # they say which tensors experts differ in
+    return suite, {**others, suite[name].name: text}, [name]
 
 
 class _Told:

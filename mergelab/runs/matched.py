@@ -150,12 +150,13 @@ def estimate_for(
     if kept is not None:
         size = sum(path.stat().st_size for path in kept.glob(f"*{_ENDING}"))
         return {"bytes": size, "seconds": 0.0, "timed": 0, "examples": counts, "kept": kept.name, "kinds": list(kinds)}
-    key = (bench.base, bench.experts[wish.tasks[0]], kinds, wish.fisher)
+    # Which experts they are decides which tensors have statistics.
+    key = (bench.base, *(bench.experts[task] for task in wish.tasks), kinds, wish.fisher)
     if key not in _estimates:
         started = time.perf_counter()
         one = estimate_zoo(
-            suite, bench.experts, kinds=kinds, tasks=wish.tasks[:1], examples=_TIMED, batch=_TIMED, split=wish.split,
-            fisher=wish.fisher, seed=wish.seed, device=bench.device,
+            suite, {task: bench.experts[task] for task in wish.tasks}, kinds=kinds, tasks=wish.tasks[:1],
+            examples=_TIMED, batch=_TIMED, split=wish.split, fisher=wish.fisher, seed=wish.seed, device=bench.device,
         )[wish.tasks[0]]  # fmt: skip
         # What each task costs besides its pictures: building its expert (the rest of this estimate), and writing.
         _estimates[key] = one, max(0.0, time.perf_counter() - started - 2 * one.seconds) + one.nbytes / _WRITTEN
