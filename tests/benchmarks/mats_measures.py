@@ -137,7 +137,8 @@ def variants(bench: Bench) -> dict[str, Any]:
 def learned(bench: Bench) -> dict[str, Any]:
     """AdaMerging by layer and by task, task arithmetic, and Surgery on top of each."""
     ground = bench.ground
-    states: dict[str, Any] = {"task_arithmetic": ground.merged("task_arithmetic", bench.tuned("task_arithmetic")["parameters"])}
+    tuned = bench.tuned("task_arithmetic")["parameters"]
+    states: dict[str, Any] = {"task_arithmetic": ground.merged("task_arithmetic", tuned)}
     seconds, samples = {}, {}
     for per in ("task", "layer"):
         started = time.process_time()
