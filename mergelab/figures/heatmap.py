@@ -9,10 +9,13 @@ import plotly.graph_objects as go
 
 from .palette import INK, empty, finish, short
 
-#: ColorBrewer's RdBu, blue for alike and red for opposed: told apart by every common kind of colour vision.
-DIVERGING = [[0.0, "#b2182b"], [0.25, "#f4a582"], [0.5, "#f2f2f2"], [0.75, "#92c5de"], [1.0, "#2166ac"]]
-#: Cividis, at a few stops.
-SEQUENTIAL = [[0.0, "#00224e"], [0.25, "#434e6c"], [0.5, "#7d7c78"], [0.75, "#bcae6c"], [1.0, "#fee838"]]
+#: ColorBrewer's RdBu, blue for alike and red for opposed: told apart by every common kind of colour vision. Its darkest
+#: ends are left out, so that a number in dark ink has a contrast of at least 4.7 on every cell.
+DIVERGING = [[0.0, "#d6604d"], [0.25, "#f4a582"], [0.5, "#f2f2f2"], [0.75, "#92c5de"], [1.0, "#4393c3"]]
+#: The light half of ColorBrewer's Blues, for the same reason.
+SEQUENTIAL = [[0.0, "#f7fbff"], [0.5, "#c6dbef"], [1.0, "#6baed6"]]
+#: Of the numbers in the cells.
+CELL_INK = "#111827"
 
 #: Below the cells, so that they keep the width of a phone.
 _BAR = {
@@ -67,7 +70,7 @@ def _grid(
             customdata=[[f"{row} / {column}" for column in columns] for row in rows],
             hovertemplate="%{customdata}: " + shape + "<extra></extra>",
             texttemplate=("%{z:.2f}" if small else ""),
-            textfont={"size": 10},
+            textfont={"size": 10, "color": CELL_INK},
             hoverongaps=False,
             xgap=1,
             ygap=1,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
 import pytest
 
 from mergelab import figures
+from mergelab.figures import heatmap
 from mergelab.figures.palette import _KEPT, CYCLE, short, style
 
 TASKS = ["mnist", "fashion", "emoji", "shapes"]
@@ -278,3 +280,16 @@ def test_sentences_say_the_numbers():
 def test_a_number_that_is_none_is_drawn_as_a_gap():
     trace = figures.cosine_heatmap(["a", "b"], [[1, math.nan], [math.nan, 1]]).to_dict()["data"][0]
     assert trace["z"][0][1] is None
+
+
+@pytest.mark.parametrize("scale", [heatmap.DIVERGING, heatmap.SEQUENTIAL])
+def test_a_number_can_be_read_on_every_cell(scale):
+    """WCAG's 4.5 along the whole scale, as plotly.js mixes it, for the ink that the cells have."""
+    figure = figures.layer_heatmap(["0", "1"], ["a"], [[0.1, 0.2]])
+    ink = figure.data[0].textfont.color
+    for (low, first), (high, second) in itertools.pairwise(scale):
+        assert high > low
+        ends = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in (first, second)]
+        for step in range(11):
+            mixed = [round(a + (b - a) * step / 10) for a, b in zip(*ends, strict=True)]
+            assert contrast(ink, "#" + "".join(f"{value:02x}" for value in mixed)) >= 4.5
