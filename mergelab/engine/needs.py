@@ -283,7 +283,7 @@ def _checkpoint(plan: Plan, value: Any, load: Any) -> Any:
         checkpoint = own_space(plan, opened(value, name="init", base=base, load=load))
     except MergeLabError as error:
         raise MethodError(f"The init: {error}") from None
-    found = compare(plan.reference, "the base" if plan.base is not None else "the models", [("init", checkpoint)])
+    found = compare(plan.reference, "the base" if plan.base is not None else "every model", [("init", checkpoint)])
     for problem in found.problems:
         text = problem.text.replace("Model 'init'", "The init").replace("model 'init'", "the init")
         raise MethodError(f"{text} Give a merge of these models as init.")

@@ -245,7 +245,8 @@ class Method:
             value = [value[name] for name in names]
         elif isinstance(value, Sequence) and not isinstance(value, str):
             if len(value) != len(names):
-                raise MethodError(f"{about} has {len(value)} values for {len(names)} models; give one for each model.")
+                count = f"{len(value)} value{'' if len(value) == 1 else 's'}"
+                raise MethodError(f"{about} has {count} for {len(names)} models; give one for each model.")
         else:
             checked = parameter.check(value, repr(self.name))
             return [checked] * len(names)

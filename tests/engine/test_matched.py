@@ -364,7 +364,7 @@ def refused(error: type[MergeLabError], *arguments: Any, **more: Any) -> str:
         ({"weight": float("nan")}, "Parameter 'weight' of 'mats' must be a finite number, not nan."),
         (
             {"weight": [1.0]},
-            "Parameter 'weight' of 'mats' has 1 values for 2 models; give one for each model.",
+            "Parameter 'weight' of 'mats' has 1 value for 2 models; give one for each model.",
         ),
         (
             {"weight": {"ant": 1.0}},
@@ -498,7 +498,7 @@ def test_init_states_that_do_not_fit(models: Any, statistics: Any) -> None:
     )
     wide = {**state(), "norm": torch.ones(9)}
     assert refused(MethodError, "mats", models, init=wide, statistics=statistics) == (
-        "Tensor 'norm' of the init has shape 9, but 4 in the models. Give a merge of these models as init."
+        "Tensor 'norm' of the init has shape 9, but 4 in every model. Give a merge of these models as init."
     )
 
 

@@ -58,7 +58,7 @@ def test_per_model_values(value: object, expected: list[float]) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([1.0], "has 1 values for 2 models"),
+        ([1.0], "has 1 value for 2 models"),
         ({"ant": 1.0}, "no value for the model 'bee'"),
         ({"ant": 1.0, "bea": 1.0}, "Did you mean 'bee'"),
         ([1.0, "x"], "'bee'.*must be a number"),
