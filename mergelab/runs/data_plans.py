@@ -12,6 +12,7 @@ from ..recipe import Recipe
 from . import learnt, matched
 from .matched import is_kept_name
 from .merged_through import about_through, through_folder
+from .room import used
 from .trained import planned
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def data_plan(bench: Bench, recipe: Recipe, load: Callable[..., Any] | None = No
             raise DataNeededError(
                 "The inputs of the merged layers are not collected for these values yet: press Collect."
             )
-        return plan_recipe(recipe.replace(statistics=None), load=load, statistics=str(folder))
+        return plan_recipe(recipe.replace(statistics=None), load=load, statistics=str(used(folder)))
     if need == "statistics" and recipe.statistics is None:
         raise DataNeededError("This method needs statistics of every task first: press Collect under “Data”.")
     return plan_recipe(recipe, load=load, statistics=matched.folder_of(recipe.statistics) if need else None)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import methods
+from ..checkpoints.whole import whole_file
 from ..errors import MethodError
-from ..paths import home
 from ..progress import Progress, Stop
 from ..recipe import Recipe
+from .room import make_room, place_of, used
 from .trained import Learned, fitting, prepare
 
 if TYPE_CHECKING:
     from .bench import Bench
+
+#: Where they are kept, see :mod:`mergelab.runs.room`.
+KEPT = "learned"
+_NAME = re.compile(r"[0-9a-f]{16}\.json")
 
 
 def learned_for(bench: Bench, recipe: Recipe, *, progress: Progress | None = None, stop: Stop | None = None) -> Learned:
@@ -28,10 +33,9 @@ def learned_for(bench: Bench, recipe: Recipe, *, progress: Progress | None = Non
     if found is None:
         found = prepare(recipe, suite=bench.suite, load=bench._load, model=bench.model(), progress=progress, stop=stop)
         path = _path(bench, recipe)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(found.to_json(), encoding="utf-8")
-        partial.replace(path)
+        with whole_file(path, overwrite=True) as partial:
+            partial.write_text(found.to_json(), encoding="utf-8")
+        make_room(KEPT, _NAME, path)
     return found
 
 
@@ -45,7 +49,7 @@ def kept_learned(bench: Bench, recipe: Recipe) -> Learned | None:
     from ..engine import plan_recipe
 
     try:
-        return fitting(Learned.read(path), plan_recipe(recipe.replace(out_dtype=None), load=bench._load))
+        return fitting(Learned.read(used(path)), plan_recipe(recipe.replace(out_dtype=None), load=bench._load))
     except MethodError:  # of an older version, or other weights under the same name
         return None
 
@@ -58,4 +62,4 @@ def _path(bench: Bench, recipe: Recipe) -> Path:
     plain = recipe.replace(out_dtype=None).hash
     essence: list[Any] = [plain, bench.suite.name if bench.suite else "", str(getattr(bench.suite, "folder", ""))]
     key = hashlib.sha256(json.dumps(essence).encode()).hexdigest()[:16]
-    return home() / "learned" / f"{key}.json"
+    return place_of(KEPT) / f"{key}.json"

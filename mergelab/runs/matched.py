@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import methods
 from ..errors import StatisticsError, TaskError
-from ..paths import home
 from ..progress import Progress, Stop
 from ..recipe import Recipe
 from ..recipe.start import PLAIN
+from .room import make_room, place_of, used
 
 if TYPE_CHECKING:
     from ..calibration.cost import Estimate
@@ -36,10 +34,10 @@ LABELLED = ("kfac", "diag", "block")
 _KINDS = ("gram", *LABELLED)
 _NAME = re.compile(r"statistics-[0-9a-f]{12}")
 _ENDING = ".safetensors"
+#: Where sets are kept, see :mod:`mergelab.runs.room`.
+KEPT = "statistics"
 #: Pictures that an estimate is timed on.
 _TIMED = 8
-#: The oldest sets go when all kept ones are larger than so many GB: ``MERGELAB_STATISTICS_GB``.
-_LIMIT_GB = 16.0
 
 
 @dataclass(frozen=True)
@@ -77,14 +75,13 @@ def folder_of(text: str | None) -> str | None:
     """
     if not is_kept_name(text) or Path(str(text)).is_dir():
         return text
-    place = _place() / str(text)
+    place = place_of(KEPT) / str(text)
     if not place.is_dir():
         raise StatisticsError(
             f"The set {text!r} is not kept on this machine: collect statistics with the same tasks, number of examples "
             "and split, or collect others."
         )
-    os.utime(place)
-    return str(place)
+    return str(used(place))
 
 
 def kept_for(bench: Bench, recipe: Recipe, wish: Wish) -> str | None:
@@ -94,7 +91,7 @@ def kept_for(bench: Bench, recipe: Recipe, wish: Wish) -> str | None:
     for more in range(len(others) + 1):
         for extra in combinations(others, more):
             name = _name(bench, (*kinds, *extra), wish)
-            if (_place() / name).is_dir():
+            if (place_of(KEPT) / name).is_dir():
                 return name
     return None
 
@@ -119,10 +116,10 @@ def statistics_for(
     name = _name(bench, kinds, wish)
     experts = {task: bench.experts[task] for task in wish.tasks}
     collect_zoo(
-        suite, experts, _place() / name, kinds=kinds, tasks=wish.tasks, examples=wish.examples, split=wish.split,
+        suite, experts, place_of(KEPT) / name, kinds=kinds, tasks=wish.tasks, examples=wish.examples, split=wish.split,
         fisher=wish.fisher, seed=wish.seed, device=bench.device, progress=progress, stop=stop,
     )  # fmt: skip
-    _make_room(name)
+    make_room(KEPT, _NAME, place_of(KEPT) / name)
     return name
 
 
@@ -146,7 +143,7 @@ def estimate_for(
     counts = {task: min(wish.examples, len(suite[task].split(wish.split)[1])) for task in wish.tasks}
     if kept == "look":
         name = kept_for(bench, recipe, wish)
-        kept = _place() / name if name else None
+        kept = place_of(KEPT) / name if name else None
     if kept is not None:
         size = sum(path.stat().st_size for path in kept.glob(f"*{_ENDING}"))
         return {"bytes": size, "seconds": 0.0, "timed": 0, "examples": counts, "kept": kept.name, "kinds": list(kinds)}
@@ -236,29 +233,3 @@ def _name(bench: Bench, kinds: Collection[str], wish: Wish) -> str:
 
 def _hash(bench: Bench, task: str) -> str:
     return str(bench._checkpoint(bench.experts[task]).weights_hash)
-
-
-def _place() -> Path:
-    place = home() / "statistics"
-    place.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-def _make_room(newest: str) -> None:
-    """Delete the sets that were not used for longest while all together are above the limit."""
-    try:
-        limit = float(os.environ.get("MERGELAB_STATISTICS_GB") or _LIMIT_GB) * 1e9
-    except ValueError:
-        limit = _LIMIT_GB * 1e9
-    sets: Mapping[Path, int] = {
-        path: sum(file.stat().st_size for file in path.iterdir())
-        for path in _place().iterdir() if _NAME.fullmatch(path.name) and path.is_dir()
-    }  # fmt: skip
-    oldest: Sequence[Path] = sorted(sets, key=lambda path: path.stat().st_mtime)
-    total = sum(sets.values())
-    for path in oldest:
-        if total <= limit:
-            return
-        if path.name != newest:
-            shutil.rmtree(path, ignore_errors=True)
-            total -= sets[path]

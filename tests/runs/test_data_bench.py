@@ -15,7 +15,7 @@ from mergelab.engine import merge_to_memory
 from mergelab.errors import Cancelled, DataNeededError, StatisticsError, TaskError
 from mergelab.progress import Stop
 from mergelab.recipe import ModelEntry, Recipe
-from mergelab.runs import Bench, data_plans, learnt, matched, solve_path
+from mergelab.runs import Bench, data_plans, learnt, matched, room, solve_path
 from mergelab.runs.data_bench import DataBench
 from mergelab.runs.matched import Wish
 from mergelab.tasks import load_suite
@@ -159,7 +159,7 @@ def test_the_oldest_sets_make_room(bench: Bench, data: DataBench, solved: Recipe
     os.utime(old, (1, 1))
     size = sum(f.stat().st_size for f in kept.iterdir())
     monkeypatch.setenv("MERGELAB_STATISTICS_GB", str(size / 1e9))
-    matched._make_room(kept.name)
+    room.make_room("statistics", matched._NAME, kept)
     assert not old.exists() and kept.exists()
 
 
