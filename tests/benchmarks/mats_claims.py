@@ -23,19 +23,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import mats_measures as measures  # noqa: E402
 import torch  # noqa: E402
-from claims_lab import Lab, zoo_key  # noqa: E402
+from claims_lab import Lab  # noqa: E402
 from mats_lab import Ground  # noqa: E402
 
 FORMAT = "mergelab-data-claims/1"
 NAMES = ("inits", "learned", "examples", "few_unlabelled", "path", "variants")
 
 
-def one_run(folder: str, seed: int, limit: int, only: list[str], note: Any) -> dict[str, Any]:
-    lab = Lab(folder, seed, limit)
-    bench = measures.Bench(Ground(lab))
-    found: dict[str, Any] = {"zoo": lab.zoo.name, "tune": lab.zoo.tune, "seed": seed, "limit": limit, "measures": {},
-                             "experts": list(lab.names), "seconds": {}}  # fmt: skip
-    for name in only:
+def one_run(folder: str, seed: int, told: argparse.Namespace, note: Any) -> dict[str, Any]:
+    lab = Lab(folder, seed, told.limit, tuple(told.tasks))
+    bench = measures.Bench(Ground(lab), told.inits, told.counts)
+    found: dict[str, Any] = {"zoo": lab.zoo.name, "tune": lab.zoo.tune, "seed": seed, "limit": told.limit,
+                             "some": told.tasks, "measures": {}, "experts": list(lab.names), "seconds": {}}  # fmt: skip
+    for name in told.only:
         started = time.process_time()
         found["measures"][name] = getattr(measures, name)(bench)
         found["seconds"][name] = round(time.process_time() - started, 1)
@@ -50,6 +50,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--limit", type=int, default=60, help="test items a task")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--tasks", nargs="+", default=[], help="only these experts of a zoo")
+    parser.add_argument("--inits", nargs="+", choices=measures.INITS, default=list(measures.INITS))
+    parser.add_argument("--counts", nargs="+", type=int, default=list(measures.COUNTS), help="examples a task")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--report", nargs="+", type=Path, help="JSON files to make the tables of")
@@ -67,8 +70,6 @@ def main() -> None:
     )
     kept: dict[str, Any] = {
         "format": FORMAT,
-        "command": f"python tests/benchmarks/mats_claims.py --zoo {' '.join(zoo_key(z) for z in told.zoo)} --seeds "
-        f"{' '.join(map(str, told.seeds))} --limit {told.limit}",
         "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
                     "torch": torch.__version__, "python": platform.python_version()},
         "runs": [],
@@ -82,7 +83,7 @@ def main() -> None:
             last = list(found["seconds"].items())[-1]
             sys.stderr.write(f"{found['zoo']} seed {found['seed']}: {last[0]} in {last[1]} s of CPU\n")
 
-        one_run(folder, seed, told.limit, told.only, note)
+        one_run(folder, seed, told, note)
     if not told.out:
         sys.stdout.write(json.dumps(kept, indent=1) + "\n")
 

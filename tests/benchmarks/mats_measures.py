@@ -21,16 +21,19 @@ from mergelab.training.surgery import operate
 
 #: Iterations that are tried from every init, and along the long path.
 GRID = (0, 5, 10, 20)
-LONG = (0, 1, 2, 5, 10, 15, 20, 30, 40, 50, 75, 100)
+LONG = (0, 1, 5, 10, 20, 30, 50, 75, 100)
 ALPHAS = (0.5, 0.7, 0.9, 1.0)
+LAMBDAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 COUNTS = (5, 10, 50, 100, 500, 1000)
+INITS = ("average", "task_arithmetic", "ties", "fisher", "regmean")
 
 
 class Bench:
     """What several questions share: the inits as recipes spell them, their weights and scores."""
 
-    def __init__(self, ground: Ground) -> None:
-        self.ground = ground
+    def __init__(self, ground: Ground, inits: Sequence[str] = INITS, counts: Sequence[int] = COUNTS) -> None:
+        self.ground, self.counts = ground, tuple(counts)
+        self.names = [name for name in inits if name != "regmean" or ground.space == "weights"]
         self._kept: dict[str, Any] = {}
 
     def keep(self, key: str, make: Callable[[], Any]) -> Any:
@@ -40,30 +43,34 @@ class Bench:
 
     @property
     def inits(self) -> dict[str, Any]:
-        """Every init, with coefficients chosen on validation items: the builder's, or tried here (RegMean's α)."""
-        found = {"average": "average", "task_arithmetic": self.tuned("task_arithmetic"), "ties": self.tuned("ties"),
-                 "fisher": _spec("fisher", {})}  # fmt: skip
-        if self.ground.space == "weights":
-            found["regmean"] = _spec("regmean", {"off_diagonal": self.alpha["chosen"]})
-        return found
+        """The inits with coefficients chosen on validation items: the builder's, or tried here (RegMean's α)."""
+        return {name: self.init(name) for name in self.names}
+
+    def init(self, name: str) -> Any:
+        if name == "average":
+            return name
+        if name == "regmean":
+            return _spec(name, {"off_diagonal": self.alpha["chosen"]})
+        return _spec(name, {}) if name == "fisher" else self.tuned(name)
 
     def tuned(self, method: str) -> dict[str, Any]:
-        """A method with the coefficients that the zoo's builder chose on validation items."""
-        return _spec(method, self.ground.lab.zoo.tuned[method])
+        """A method with the λ that the zoo's builder chose on validation items, or for other models one tried here."""
+        ground = self.ground
+        if not ground.lab.tasks and ground.space == "weights":
+            return _spec(method, ground.lab.zoo.tuned[method])
+        return _spec(method, {"lambda": self.keep(method, lambda: self._best("lambda", LAMBDAS, method))["chosen"]})
 
     @property
     def alpha(self) -> dict[str, Any]:
         """RegMean's off-diagonal scaling, tried on validation items."""
+        return self.keep("alpha", lambda: self._best("off_diagonal", ALPHAS, "regmean"))
 
-        def tried() -> dict[str, Any]:
-            found = {}
-            for alpha in ALPHAS:
-                state = self.ground.merged("regmean", {"off_diagonal": alpha})
-                right = self.ground.correct(state, self.ground.chosen_on)
-                found[alpha] = mean(self.ground.chosen_on, right)
-            return {"tried": found, "chosen": max(found, key=lambda a: (found[a], a))}
-
-        return self.keep("alpha", tried)
+    def _best(self, name: str, grid: Sequence[float], method: str) -> dict[str, Any]:
+        shown, found = self.ground.chosen_on, {}
+        for value in grid:
+            right = self.ground.correct(self.ground.merged(method, {name: value}), shown)
+            found[value] = mean(shown, right)
+        return {"tried": found, "chosen": max(found, key=lambda value: (found[value], value))}
 
 
 def inits(bench: Bench) -> dict[str, Any]:
@@ -86,7 +93,7 @@ def inits(bench: Bench) -> dict[str, Any]:
     after = {name: entry["after"] for name, entry in out.items()}
     champion = max(after, key=lambda name: after[name]["val"])
     ladder = [("average", "average"), ("fisher", "fisher"), ("regmean", "regmean"), ("MaTS", f"mats/{champion}")]
-    ladder = [(name, key) for name, key in ladder if key in rights]
+    ladder = [(name, key) for name, key in ladder if key in rights]  # RegMean knows no vectors
     return {
         "inits": out, "alpha": bench.alpha if ground.space == "weights" else None, "champion": champion,
         "ladder": {name: mean(ground.test, rights[key]) for name, key in ladder},
@@ -101,9 +108,9 @@ def path(bench: Bench) -> dict[str, Any]:
     """Accuracy and J along the whole path, from task arithmetic and from RegMean."""
     out = {}
     for name in ("task_arithmetic", "regmean"):
-        if name not in bench.inits:
+        if name not in bench.names:
             continue
-        _, shots = bench.ground.solved(bench.inits[name], LONG)
+        _, shots = bench.ground.solved(bench.init(name), LONG)
         found = _along(bench, shots, LONG)
         shots.close()
         out[name] = {
@@ -161,9 +168,9 @@ def learned(bench: Bench) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def examples(bench: Bench, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
+def examples(bench: Bench) -> dict[str, Any]:
     """Fisher, RegMean and MaTS (5 iterations from task arithmetic) with few and many training pictures a task."""
-    ground = bench.ground
+    ground, counts = bench.ground, bench.counts
     kinds = KINDS[ground.space]
     order = {t: _nested(ground, t, counts) for t in ground.names}
     parts: dict[str, Any] = {}
@@ -183,7 +190,7 @@ def examples(bench: Bench, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
     return out
 
 
-def few_unlabelled(bench: Bench, counts: Sequence[int] = (5, 50)) -> dict[str, Any]:
+def few_unlabelled(bench: Bench, counts: Sequence[int] = (10,)) -> dict[str, Any]:
     """AdaMerging by layer with few validation pictures a task and no labels."""
     ground = bench.ground
     return {str(n): mean(ground.test, ground.correct(_adamerged(bench, "layer", n)[0])) for n in counts}

@@ -74,10 +74,10 @@ def report(files: Sequence[dict[str, Any]]) -> str:
 
 def _groups(files: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Runs by zoo (those that differ in their number only are one group), measurements of one run joined."""
-    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    runs: dict[tuple[str, int, str], dict[str, Any]] = {}
     for file in files:
         for run in file["runs"]:
-            key = (run["zoo"], run["seed"])
+            key = (run["zoo"], run["seed"], ", ".join(run.get("some", [])))
             if key in runs:
                 old = runs[key]
                 runs[key] = {**old, "measures": {**old["measures"], **run["measures"]},
@@ -85,9 +85,10 @@ def _groups(files: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
             else:
                 runs[key] = run
     out: dict[str, list[dict[str, Any]]] = {}
-    for (zoo, _), run in sorted(runs.items()):
+    for (zoo, _, some), run in sorted(runs.items()):
         stem = zoo.rstrip("0123456789").rstrip("-")
-        out.setdefault(stem if stem == zoo else f"{stem} zoos", []).append(run)
+        title = stem if stem == zoo else f"{stem} zoos"
+        out.setdefault(f"{title} ({some})" if some else title, []).append(run)
     return out
 
 
@@ -98,12 +99,13 @@ def _how(title: str, runs: Runs, files: Sequence[dict[str, Any]]) -> str:
     what = (f"zoos {', '.join(zoos)}, experts trained anew in each" if len(zoos) > 1 else
             f"seeds {', '.join(str(r['seed']) for r in runs)} of the pictures drawn")  # fmt: skip
     minutes = sum(sum(run["seconds"].values()) for run in runs) / 60 / len(runs)
-    command = (f"python tests/benchmarks/mats_claims.py --zoo {' '.join(zoos)} --seeds "
-               f"{' '.join(str(run['seed']) for run in runs)} --limit {runs[0]['limit']}")  # fmt: skip
+    some = f" --tasks {' '.join(runs[0]['some'])}" if runs[0].get("some") else ""
+    seeds = " ".join(str(run["seed"]) for run in runs)
+    told = f"--zoo {' '.join(zoos)} --seeds {seeds} --limit {runs[0]['limit']}{some}"
     return (
         f"- *{title}*: {len(runs[0]['experts'])} {tune} experts ({', '.join(runs[0]['experts'])}), {len(runs)} runs "
         f"({what}), {runs[0]['limit']} test items a task, {minutes:.0f} CPU minutes a run, {machine['threads']} "
-        f"thread(s), torch {machine['torch']}: `{command}`"
+        f"thread(s), torch {machine['torch']}: `python tests/benchmarks/mats_claims.py {told}`"
     )
 
 
