@@ -1,8 +1,8 @@
 """The catalogue of what is refused about data (section 11 of the notes on MaTS, items 1 to 6), word for word.
 
 Every row is one clause, in the order of the section: what a person does, through the public calls, and the whole
-sentence that the person reads. What concerns data, files and equal experts (items 7 to 9) is in
-``test_data_errors_input.py``, adapters are in ``test_matched_adapters.py``.
+sentence that the person reads. Examples and labels (item 7) are in ``test_data_errors_input.py``, files,
+equal experts (8, 9) and the command line in ``test_data_errors_files.py``, adapters in ``test_matched_adapters.py``.
 """
 
 from __future__ import annotations
