@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mergelab.errors import MergeLabError, RecipeError
 from mergelab.methods import get
 from mergelab.recipe import DTYPES, Init, ModelEntry, Recipe, readable_name
+from mergelab.recipe.recipe import FROM_SUITE
 
 TIES = """\
 # a comment
@@ -173,6 +174,24 @@ def test_init_statistics_and_learned_are_in_the_hash() -> None:
     assert len(hashes | {recipe.hash}) == len(changed) + 1
     one = {"merge_method": "ties", "parameters": {"lambda": 1.0}}
     assert recipe.replace(init=Init.of(one)).hash == recipe.replace(init=Init.of(init)).hash
+
+
+def test_the_suite_and_the_tasks_are_in_the_hash_of_methods_that_look_at_pictures() -> None:
+    from mergelab.methods import registry
+
+    assert set(FROM_SUITE) == {m.name for m in registry().values() if m.learns or m.collects}
+    entries = (ModelEntry("a", "mnist"), ModelEntry("b", "emoji"))
+    swapped = (ModelEntry("a", "emoji"), ModelEntry("b", "mnist"))
+    for name, stand_in in FROM_SUITE.items():
+        recipe = Recipe(name, entries, suite="starter")
+        others = [recipe.replace(suite="other"), recipe.replace(suite=None), recipe.replace(models=swapped)]
+        assert len({other.hash for other in others} | {recipe.hash}) == 4
+        assert recipe.replace(title="t").hash == recipe.hash == Recipe.from_yaml(recipe.to_yaml()).hash
+        found = recipe.replace(**{stand_in: "there"})  # then no picture is looked at
+        assert found.hash == found.replace(suite="other", models=swapped).hash != recipe.hash
+    for name in registry().keys() - FROM_SUITE.keys():
+        recipe = Recipe(name, entries, suite="starter")
+        assert recipe.hash == recipe.replace(suite=None, models=swapped).hash
 
 
 def test_an_init_in_yaml() -> None:

@@ -116,7 +116,7 @@ def shipped_result(
     for row in rows:
         row.setdefault("normalised", 1.0)
     return {
-        "id": f"{recipe.hash[:12]}/None", "label": work.label(recipe, method, len(selection["experts"])),
+        "id": work.id_of(recipe, None), "label": work.label(recipe, method, len(selection["experts"])),
         "method": recipe.merge_method, "recipe": recipe.to_dict(), "hash": recipe.hash, "evaluation": shipped.merged,
         "base": shipped.base, "experts": experts, "titles": titles, "per_task": None, "tuned": True,
         "seconds": shipped.merged.get("seconds"),

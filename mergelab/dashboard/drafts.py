@@ -74,7 +74,7 @@ def to_recipe(draft: Draft, method: Mapping[str, Any], selection: Mapping[str, A
         base_model=None if method["base"] == "unused" else selection["base"],
         parameters=parameters,
         seed=int(draft.get("seed") or 0),
-        suite=selection.get("zoo") or None,
+        suite=selection.get("zoo") or selection.get("suite") or None,
         **{key: draft[key] for key in _DATA_KEYS if draft.get(key) is not None},
     )
 

@@ -30,7 +30,13 @@ def _statistics(recipe: Recipe) -> str:
     from ..runs.matched import command, is_kept_name
 
     try:
-        return command(recipe.statistics, recipe.suite) + "\n" if is_kept_name(recipe.statistics) else ""
+        zoo = f"zoo:{recipe.suite}/"
+        whole = all(entry.model.startswith(zoo) for entry in recipe.models)
+        return (
+            command(recipe.statistics, recipe.suite if whole else None) + "\n"
+            if is_kept_name(recipe.statistics)
+            else ""
+        )
     except MergeLabError as error:  # the recipe is from another machine, or the set has gone
         return f"# {error}\n"
 

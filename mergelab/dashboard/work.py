@@ -63,7 +63,7 @@ def result_of(
         evaluation = {**evaluation, "data_used": used}
     base, experts = _references(lab, selection, per_task, progress, stop) if evaluation else (None, None)
     return {
-        "id": f"{recipe.hash[:12]}/{per_task}",
+        "id": id_of(recipe, per_task),
         "label": label(recipe, method, len(selection["experts"])),
         "method": recipe.merge_method,
         "recipe": recipe.to_dict(),
@@ -76,6 +76,11 @@ def result_of(
         "tuned": tuned,
         "seconds": seconds,
     }
+
+
+def id_of(recipe: Recipe, per_task: int | None) -> str:
+    """What a result is told apart by: the merge, and what it was measured on."""
+    return f"{recipe.hash[:12]}/{recipe.suite}/{per_task}"
 
 
 def _references(

@@ -4,8 +4,8 @@ The form on the page, YAML, JSON, the command line, the model card and the histo
 The YAML keys are mergekit's (``merge_method``, ``base_model``, ``models``, ``parameters``, ``dtype``, ``out_dtype``),
 plus ``seed``, ``suite`` and ``title``, and for methods that need them ``init`` (the merge to start from),
 ``statistics`` (a folder) and ``learned`` (a file of coefficients); ``space: adapter`` merges adapters' own vectors.
-Nothing here reads a checkpoint or knows a method: that a method exists and that its parameters are in range is checked
-by :mod:`mergelab.methods`.
+Nothing here reads a checkpoint or knows a method (but for :data:`FROM_SUITE`): that a method exists and that its
+parameters are in range is checked by :mod:`mergelab.methods`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ _KEYS = (
 )  # fmt: skip
 #: What is merged: full weights (the default), or the adapters' own vectors.
 SPACES = ("weights", "adapter")
+#: Methods that look at the suite's pictures of each model's task -> the key that stands for what they find there. Only
+#: the hash asks; a test holds these to be the methods that learn or collect.
+FROM_SUITE = {"adamerging": "learned", "regmean_pp": "statistics"}
 _NOT_YET = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
 _ENTRY_KEYS = ("model", "name", "parameters")
 
@@ -229,11 +232,18 @@ class Recipe:
         return tuple(names)
 
     @property
+    def _looks(self) -> bool:
+        """Whether the merged weights depend on the suite, and were not found from it before."""
+        given = FROM_SUITE.get(self.merge_method)
+        return given is not None and getattr(self, given) is None
+
+    @property
     def hash(self) -> str:
         """SHA-256 (hex) of what determines the merged weights.
 
-        The order of keys, the title, the suite and the models' display names do not matter; 1 and 1.0 are the same
-        value. ``init``, ``statistics``, ``learned`` and ``space`` are in it only where they are set.
+        The order of keys, the title and the models' display names do not matter; 1 and 1.0 are the same value.
+        ``init``, ``statistics``, ``learned`` and ``space`` are in it only where they are set. A method that looks at
+        the suite's pictures itself (:data:`FROM_SUITE`) has the suite in it and the models' names, which are its tasks.
         """
         essence: dict[str, Any] = {
             "merge_method": self.merge_method,
@@ -245,6 +255,6 @@ class Recipe:
             "seed": self.seed,
         }
         later = {"init": self.init and self.init.essence, "statistics": self.statistics, "learned": self.learned,
-                 "space": self.space}  # fmt: skip
+                 "space": self.space, "looks_at": [self.suite, *self.names] if self._looks else None}  # fmt: skip
         essence |= {key: value for key, value in later.items() if value is not None}
         return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()

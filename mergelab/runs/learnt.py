@@ -59,7 +59,7 @@ def learns(recipe: Recipe) -> bool:
 
 
 def _path(bench: Bench, recipe: Recipe) -> Path:
-    plain = recipe.replace(out_dtype=None).hash
+    plain = recipe.replace(out_dtype=None, suite=None).hash  # the bench has a suite of its own
     essence: list[Any] = [plain, bench.suite.name if bench.suite else "", str(getattr(bench.suite, "folder", ""))]
     key = hashlib.sha256(json.dumps(essence).encode()).hexdigest()[:16]
     return place_of(KEPT) / f"{key}.json"

@@ -30,7 +30,13 @@ def through_folder(bench: Bench, recipe: Recipe) -> Path:
     """Where the statistics of this very merge are, or will be."""
     plan = plan_recipe(_plain(recipe), load=bench.loader(recipe))
     suite = bench.suite
-    essence: list[Any] = [through_hash(plan), plan.seed, suite.name if suite else "", str(getattr(suite, "folder", ""))]
+    essence: list[Any] = [
+        through_hash(plan),
+        *plan.names,
+        plan.seed,
+        suite.name if suite else "",
+        str(getattr(suite, "folder", "")),
+    ]
     return place_of(KEPT) / hashlib.sha256(json.dumps(essence).encode()).hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def solve_path(
     if split == "test":
         raise TaskError("Nothing is chosen on test data: measure the path on the split 'val'.")
     grid = tuple(sorted({0, *grid}))
-    key = (id(bench), path_hash(recipe), grid, limit, split)
+    key = (weakref.ref(bench), path_hash(recipe), grid, limit, split)  # an id would come again for another bench
     if key in _kept:
         return _kept[key]
     started = time.perf_counter()
@@ -131,7 +132,7 @@ def snapshot_of(bench: Bench, recipe: Recipe) -> dict[str, torch.Tensor] | None:
     k = recipe.parameters.get("iterations")
     wanted = path_hash(recipe)
     for key, path in list(_kept.items()):
-        if key[:2] == (id(bench), wanted) and k in path.grid:
+        if key[:2] == (weakref.ref(bench), wanted) and k in path.grid:
             try:
                 shots = path.snapshots
                 state = as_weights(shots.plan, shots.state(int(k)))  # type: ignore[arg-type]
