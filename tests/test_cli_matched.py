@@ -98,3 +98,19 @@ def test_methods_says_what_they_need(capsys: pytest.CaptureFixture[str]) -> None
     assert found["regmean"]["statistics"] == ["gram"] and found["regmean"]["init"]
     assert found["ties"]["statistics"] == [] and not found["ties"]["init"] and not found["ties"]["learns"]
     assert found["adamerging"]["learns"]
+
+
+def test_a_solution_that_ran_away_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One input direction a task, 0.01 apart, that want 1 and -1: the answer is 200 times as large as the models."""
+    (tmp_path / "stats").mkdir()
+    for name, sign, row in (("one", 1, torch.tensor([1.0, 0.0])), ("two", -1, torch.tensor([1.0, 0.01]))):
+        path = tmp_path / f"{name}.safetensors"
+        save_file({"layer.weight": sign * row[None] / float(row @ row)}, path)
+        block = Block(torch.outer(row, row), rows=1, layout="linear", shape=(1, 2))
+        made = TaskStatistics(name, {"layer.weight": block}, weights_hash=load(str(path)).weights_hash, examples=1)
+        write(made, tmp_path / "stats" / f"{name}.safetensors")
+    path = recipe(tmp_path, merge_method="regmean", base_model=None, init=None, parameters={"off_diagonal": 1.0},
+                  dtype="float64", statistics=str(tmp_path / "stats"))  # fmt: skip
+    assert cli.main(["merge", path, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "Tensors: 1 by eigen\n  look at layer.weight: its norm is 200, that of the largest model 1\n" in said

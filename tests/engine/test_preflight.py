@@ -123,3 +123,19 @@ def test_headers_only(recipe: Recipe, zoo: dict[str, str]) -> None:
     found = preflight(recipe, load=Remote)
     assert found.ok
     assert any("downloaded from the Hub" in finding.text for finding in found.findings)
+
+
+def test_running_statistics_of_batch_normalisation_are_warned_about(store: Any) -> None:
+    """They are averaged like weights, and are not those of the merged model's activations."""
+    norm = {"bn.running_mean": torch.zeros(3), "bn.running_var": torch.ones(3), "bn.count": torch.arange(1)}
+    sources = [store(name, {**state(seed, 0.05), **norm}) for seed, name in enumerate(("one", "two"))]
+    report = preflight(Recipe("linear", tuple(sources)))
+    assert report.ok
+    (found,) = [finding for finding in report.findings if finding.level == "warn"]
+    assert found.text == (
+        "2 tensors are running means and variances of batch normalisation, such as 'bn.running_mean': the merged "
+        "model's activations have others than what comes out here."
+    )
+    assert found.fix == (
+        "Pass some inputs through the merged model in training mode before it is used, so that they are new."
+    )

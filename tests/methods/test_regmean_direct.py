@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
+from mergelab.engine import plan, stream
 from mergelab.methods._direct import solve
+from mergelab.statistics import Block, TaskStatistics
 
 WIDE = torch.float64
 
@@ -62,3 +67,23 @@ def test_what_does_not_fit_goes_to_the_eigenvectors_which_keep_the_unseen(random
     assert found.by == "eigen"
     seen = basis[:, :4] @ basis[:, :4].T
     torch.testing.assert_close(found.delta, wanted @ seen, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("angle", [0.014, 0.5])
+def test_a_solution_much_larger_than_every_model_is_warned_about(angle: float) -> None:
+    """Two tasks of one input direction each, nearly parallel, want 1 and -1 there. The one weight that gives both is
+    (1, -(1 + cos) / sin), 2 / angle times as large as the models; from 10 times on that is said in the log."""
+    away = torch.tensor([math.cos(angle), math.sin(angle)], dtype=WIDE)
+    rows = {"ant": torch.tensor([1.0, 0.0], dtype=WIDE), "bee": away}
+    models = {name: {"w": sign * rows[name][None]} for name, sign in (("ant", 1), ("bee", -1))}
+    statistics = {
+        name: TaskStatistics(name, {"w": Block(torch.outer(x, x), rows=1, layout="linear", shape=(1, 2))})
+        for name, x in rows.items()
+    }
+    log: list[Any] = []
+    made = plan("regmean", models, parameters={"off_diagonal": 1.0}, dtype="float64", statistics=statistics)
+    ((_, out),) = stream(made, log=log.append)
+    expected = torch.tensor([[1.0, -(1 + math.cos(angle)) / math.sin(angle)]], dtype=WIDE)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    size = f"{float(expected.norm()):.3g}"
+    assert log[0]["warning"] == (f"its norm is {size}, that of the largest model 1" if angle < 0.2 else "")

@@ -15,6 +15,7 @@ import mergelab
 from mergelab import cli
 from mergelab.calibration import collect_vectors, collect_zoo
 from mergelab.checkpoints import adapter_vectors, load
+from mergelab.checkpoints.header import shown
 from mergelab.engine import merge_to_folder, merge_to_memory, plan, plan_recipe, preflight
 from mergelab.engine.adapters import as_weights
 from mergelab.errors import MergeLabError, MethodError, RecipeError, StatisticsError
@@ -290,16 +291,30 @@ def test_what_cannot_be_merged_vector_by_vector(zoo: Path, experts: dict[str, st
     )
     turned = {name: t for name, t in own.items() if "fc2" not in name}
     path = ia3_zoo.write_ia3(tmp_path / "turned", turned, base, feedforward_modules=["k_proj", "v_proj"])
-    assert "differ in feedforward_modules (['fc2'] and ['k_proj', 'v_proj']), so that" in with_other(str(path))
+    assert with_other(str(path)) == (
+        "The adapters 'grey' and 'other' differ in feedforward_modules (['fc2'] and ['k_proj', 'v_proj']), so that "
+        "their vectors multiply different things: merge them as dense weights."
+    )
     path = ia3_zoo.write_ia3(tmp_path / "fewer", turned, base)
-    assert "Model 'other' lacks 2 tensors that the base has" in with_other(str(path))
+    lacking = ", ".join(repr(name) for name in sorted(own) if "fc2" in name)
+    assert with_other(str(path)) == (
+        f"Model 'other' lacks 2 tensors that the base has: {lacking}. Merge checkpoints of one architecture, "
+        "fine-tuned from the same base."
+    )
     saved = {**own, "base_model.model.layernorm.weight": torch.ones(24)}
     path = ia3_zoo.write_ia3(tmp_path / "saved", saved, base, modules_to_save=["layernorm"])
-    assert "has the tensor 'base_model.model.layernorm.weight' beside its (IA)³ vectors" in with_other(str(path))
+    assert with_other(str(path)) == (
+        "Model 'other': saved has the tensor 'base_model.model.layernorm.weight' beside its (IA)³ vectors, so that it "
+        "is not all in them: leave out space 'adapter', and it is merged as dense weights."
+    )
     state = {name: tensor + (name == "layernorm.bias") for name, tensor in load(base).items()}
     other = ia3_zoo.write_ia3(tmp_path / "moved", own, "elsewhere")
     moved = mergelab.load(other, base=state)
-    assert "stand on different bases" in with_other(moved)
+    hashes = [load(experts["grey"]).base.weights_hash[:12], load(state).weights_hash[:12]]  # type: ignore[attr-defined]
+    assert with_other(moved) == (
+        f"The adapters 'grey' and 'other' stand on different bases, {shown(base)} (hash {hashes[0]}) and "
+        f"'memory:memory' ({hashes[1]}): merge adapters of one base."
+    )
 
 
 def test_the_key_of_a_recipe(zoo: Path) -> None:
