@@ -26,7 +26,8 @@ def build(page: Page, selection: dict[str, Any]) -> None:
             built = _built(page, recipe, selection)
             return {
                 **built["summary"], "recipe": built["twin"], "seconds": round(built["seconds"], 3),
-                "data_used": "task-index labels of held-out items", "router_notes": built["notes"],
+                "data_used": built["summary"].get("data_used") or "task-index labels of held-out items",
+                "router_notes": built["notes"],
             }  # fmt: skip
 
     def twin_evaluate(recipe: str, per_task: int = 40, mode: str = "auto", head: str = "router_argmax") -> dict:

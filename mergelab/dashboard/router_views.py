@@ -51,6 +51,8 @@ def badges(built: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> 
         marks.append(badge("uniform weights, no router"))
     else:
         marks.append(badge(f"router data: task labels of {said}, no class labels"))
+    if built["summary"].get("shared_data"):
+        marks.append(badge(f"shared model: {built['summary']['shared_data']}"))
     return f"<p>{''.join(marks)}</p>"
 
 

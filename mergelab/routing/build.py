@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..engine import Plan, pick_device, plan_recipe, stream
-from ..engine.folder import copied_files, written_config
+from ..engine.folder import copied_files, data_used, written_config
 from ..engine.stream import read
 from ..errors import RoutingError
 from ..models.build import saved_preprocess
@@ -42,6 +42,7 @@ def build_routed(
     heads: Mapping[str, Head] | None = None,
     route: bool = True,
     sources: Mapping[str, Source] | None = None,
+    plan: Plan | None = None,
     device: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
@@ -55,12 +56,13 @@ def build_routed(
             read words, heads made of class names. ``{}``: no heads, features only.
         route: False for a model without a router, whose weights are given with every call.
         sources: checkpoints or state dicts in the place of sources that the recipe names.
+        plan: of the shared recipe, for callers that hold the data of its method (statistics, coefficients).
 
     The router sees the shared model's features of the suite's validation items, labelled with their task alone; test
     items are never read. Raises MergeLabError: which model, tensor, task or head is in the way, and what to do.
     """
     clock = _Clock(progress, route)
-    plan = _plan(recipe, sources)
+    plan = _plan(recipe, sources) if plan is None else plan
     tasks = tuple(recipe.experts)
     lessons = Lessons.of(recipe, tasks, suite) if route else None
     with clock("shared") as told:
@@ -92,6 +94,9 @@ def build_routed(
                              for task in tasks if task in known.names}  # fmt: skip
     settings["seconds"] = clock.seconds
     settings["data_used"] = lessons.said if lessons else "none (weights are given by hand)"
+    if plan.statistics or plan.learned is not None:
+        settings["shared_data_used"] = data_used(plan)
+        settings["data_used"] += f"; for the shared model: {settings['shared_data_used']}"
     return replace(routed, settings=settings)
 
 

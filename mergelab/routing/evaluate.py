@@ -206,6 +206,8 @@ def _data_used(routed: RoutedModel, weights: Any, head: str, unseen: list[str], 
         parts.append(str(routed.settings.get("data_used") or "task-index labels for the router"))
     elif isinstance(weights, str) and weights == "oracle":
         parts.append("task id at inference for the weights")
+    if weights is not None and routed.settings.get("shared_data_used"):
+        parts.append(f"for the shared model: {routed.settings['shared_data_used']}")
     parts.append(SAID[head])
     if unseen:
         parts.append(f"{shots} labelled training images a class of {', '.join(unseen)} (told the task)")

@@ -25,6 +25,7 @@ from ..routing.routed import RoutedModel
 from . import routed_costs, routed_curve, routed_items
 from .bench import Bench
 from .cache import ByteCache
+from .data_plans import data_plan
 
 #: Built models that are kept, in bytes of their tensors.
 _KEPT_BYTES = 512 * 2**20
@@ -56,7 +57,11 @@ class RoutedBench:
     # ---- building ---------------------------------------------------------------------------------------------------
 
     def build(self, recipe: TwinRecipe, *, progress: Progress | None = None, stop: Stop | None = None) -> RoutedModel:
-        """The routed model of ``recipe``, from the cache where it was built before."""
+        """The routed model of ``recipe``, from the cache where it was built before.
+
+        A shared model whose method needs data gets what is kept of it (statistics by name, learned coefficients,
+        collections); DataNeededError where there is none.
+        """
         return self._get(recipe, progress, stop).routed
 
     def ready(self, recipe: TwinRecipe) -> bool:
@@ -73,8 +78,8 @@ class RoutedBench:
                 found = self._built.get(key)
                 if found is None:
                     routed = build_routed(
-                        replace(recipe, gate=Gate()), suite=self._suite, device=self.bench.device, progress=progress,
-                        stop=stop,
+                        replace(recipe, gate=Gate()), suite=self._suite, plan=data_plan(self.bench, recipe.shared),
+                        device=self.bench.device, progress=progress, stop=stop,
                     )  # fmt: skip
                     found = Built(routed, Runner(routed, device=self.bench.device))
                     self._built.put(key, found)
@@ -116,7 +121,8 @@ class RoutedBench:
         return {
             "hash": recipe.hash, "names": list(routed.names), "bytes": routed.bytes(), "rank": routed.rank,
             "router": routed.router.kind if routed.router else None, "gate": routed.gate.to_dict(),
-            "router_data": notes.get("counts"), "router_notes": notes,
+            "router_data": notes.get("counts"), "router_notes": notes, "data_used": routed.settings.get("data_used"),
+            "shared_data": routed.settings.get("shared_data_used"),
         }  # fmt: skip
 
     def curve(
