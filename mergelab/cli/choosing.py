@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,8 @@ def _choose(arguments: Any) -> int:
         limit=arguments.limit, tasks=tasks, seeds=_seeds(arguments.seeds), oracle=arguments.oracle, progress=line,
     )  # fmt: skip
     line.end()
+    for warning in chosen.warnings:
+        print(f"mergelab: {warning}", file=sys.stderr)
     if arguments.out:
         write_recipe(chosen, arguments.out, overwrite=arguments.overwrite)
     print(json.dumps(chosen.to_dict(), indent=2) if arguments.json else chosen_text(chosen))

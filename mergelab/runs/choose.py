@@ -93,7 +93,7 @@ def choose(
         recipes[best], points[best], split, grid, scores, best,
         reason(scores, best, split, len(scores[best].tasks)), round(time.perf_counter() - started, 3),
         oracle=split == "test", limit=limit, suite=judge.suite, tasks=tuple(scores[best].tasks),
-        items=judge.items, seeds=chosen_seeds,
+        items=judge.items, seeds=chosen_seeds, warnings=tuple(judge.warnings),
     )  # fmt: skip
 
 

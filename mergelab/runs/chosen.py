@@ -39,6 +39,7 @@ class Chosen:
 
     ``scores`` are in the grid's order, ``best`` is the index of the one taken. ``oracle``: test data chose, so the
     numbers say what is possible and nothing about what would have been found. ``items``: pictures a task, where known.
+    ``warnings``: sentences about the statistics that were read (mixed estimates, splits, numbers of examples).
     """
 
     recipe: Recipe
@@ -55,6 +56,7 @@ class Chosen:
     tasks: tuple[str, ...] = ()
     items: Mapping[str, int] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what a run keeps and ``choose --json`` prints."""
@@ -73,6 +75,7 @@ class Chosen:
             "best": self.best,
             "why": self.why,
             "seconds": self.seconds,
+            "warnings": list(self.warnings),
         }
 
 

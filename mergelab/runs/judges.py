@@ -34,14 +34,20 @@ class Judge:
     def __init__(self, measure: Measure | None, statistics: Any, stop: Stop | None) -> None:
         self._measure, self.statistics, self.stop = measure, statistics, stop
         self.items: dict[str, int] = {}
+        self.warnings: dict[str, None] = {}
 
     def plan(self, recipe: Recipe) -> Plan:
-        return plan_recipe(recipe, statistics=self.statistics)
+        return self.noted(plan_recipe(recipe, statistics=self.statistics))
+
+    def noted(self, plan: Plan) -> Plan:
+        """The plan; what a person should know about its statistics is kept."""
+        self.warnings.update(dict.fromkeys(plan.warnings))
+        return plan
 
     def merged(self, recipe: Recipe) -> State:
         method = methods.get(recipe.merge_method)
         if method.collects:
-            plan = collected.prepare(recipe, stop=self.stop)
+            plan = self.noted(collected.prepare(recipe, stop=self.stop))
         else:
             plan = planned(recipe, prepare(recipe, stop=self.stop)) if method.learns else self.plan(recipe)
         return as_weights(plan, merge_to_memory(plan, stop=self.stop))
@@ -80,8 +86,9 @@ class OnBench(Judge):
 
     def plan(self, recipe: Recipe) -> Plan:
         if self.statistics is None:
-            return self.bench.plan(recipe)
-        return plan_recipe(recipe.replace(out_dtype=None), load=self.bench.loader(recipe), statistics=self.statistics)
+            return self.noted(self.bench.plan(recipe))
+        loader = self.bench.loader(recipe)
+        return self.noted(plan_recipe(recipe.replace(out_dtype=None), load=loader, statistics=self.statistics))
 
     def merged(self, recipe: Recipe) -> State:
         method = methods.get(recipe.merge_method)
@@ -95,10 +102,12 @@ class OnBench(Judge):
                 stop=self.stop,
             )  # fmt: skip
         elif self.statistics is None:
+            if method.kind == "matched":
+                self.plan(recipe)  # for what it says; the bench keeps its plans
             return self.bench.merged(recipe, stop=self.stop)
         else:
             plan = self.plan(recipe)
-        return as_weights(plan, merge_to_memory(plan, device=self.device, stop=self.stop))
+        return as_weights(self.noted(plan), merge_to_memory(plan, device=self.device, stop=self.stop))
 
     def measure(self, state: State) -> Mapping[str, float]:
         assert self.bench.suite is not None

@@ -23,6 +23,7 @@ from mergelab.checkpoints import load
 from mergelab.engine import plan, preflight, stream
 from mergelab.errors import CheckpointError, MergeLabError
 from mergelab.recipe import Recipe
+from mergelab.runs.choose import choose
 from mergelab.statistics import write
 
 # ---- 8: files of strangers ----
@@ -213,6 +214,10 @@ def test_mixed_statistics_are_a_warning_wherever_they_are_merged(
     assert (status, err) == (0, f"mergelab: {MIXED}\n")
     findings = preflight(Recipe.from_dict(recipe(place))).findings
     assert [f.text for f in findings if f.level == "warn"] == [MIXED]
+    found = choose(lambda _: {"ant": 1.0}, Recipe.from_dict(recipe(place)), {"iterations": [1]})
+    assert found.warnings == (MIXED,) and found.to_dict()["warnings"] == [MIXED]
+    plain = Recipe.from_dict(recipe(place, merge_method="regmean"))
+    assert choose(lambda _: {"ant": 1.0}, plain, {"ridge": [1e-3]}).warnings == ()
 
 
 def test_equal_models_and_no_information_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from mergelab.runs import Bench
 from mergelab.runs import choose as chooser
 from mergelab.runs.choose import bench_for, choose, with_values
 from mergelab.runs.trained import planned, prepare
-from mergelab.statistics import Block, TaskStatistics, read_folder, write
+from mergelab.statistics import Block, TaskStatistics, read, read_folder, write
 from mergelab.tasks import evaluate, load_suite
 
 
@@ -87,7 +87,7 @@ def test_it_is_plain_data(recipe: Recipe):
     said = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert set(said) == {
         "recipe", "parameters", "split", "oracle", "limit", "suite", "tasks", "items", "seeds", "grid", "scores",
-        "best", "why", "seconds",
+        "best", "why", "seconds", "warnings",
     }  # fmt: skip
     assert Recipe.from_dict(said["recipe"]) == found.recipe
     assert said["scores"][said["best"]]["parameters"] == said["parameters"] == {"lambda": 0.3}
@@ -433,6 +433,16 @@ def test_the_verb_chooses_the_iterations(
     ]  # fmt: skip
     chosen = Recipe.read(out)
     assert chosen.statistics == str(stats) and chosen.title == "MaTS" and "iterations" in chosen.parameters
+    mixed = written.parent / "mixed"
+    for task in ("grey", "colour"):
+        found = read(stats / f"{task}.safetensors")
+        found.fisher = "sampled" if task == "colour" else "exact"
+        write(found, mixed / f"{task}.safetensors")
+    assert cli.main([*arguments, "--stats", str(mixed), "--device", "cpu"]) == 0
+    assert capsys.readouterr().err == (
+        "mergelab: The statistics mix Fisher estimates (exact for grey; sampled for colour): their scales differ, and "
+        "so do the tasks' weights.\n"
+    )
     assert cli.main([*arguments, "--stats", str(written.parent / "nowhere"), "--device", "cpu"]) == 2
     assert "python -m mergelab stats" in capsys.readouterr().err
 
