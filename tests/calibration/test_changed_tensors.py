@@ -187,6 +187,13 @@ def test_names_that_are_given_stay(zoo, tmp_path) -> None:
     assert found.names == (name,)
 
 
+def test_an_expert_that_cannot_be_read_leaves_nothing_out(zoo, folders, tmp_path) -> None:
+    """Its task is not asked for, so it is in nobody's way; without it nobody knows what differs."""
+    experts = {**sources(zoo), "colour": str(tmp_path / "gone")}
+    out = collect_zoo(zoo, experts, tmp_path / "out", kinds=KINDS, examples=6, device="cpu", tasks=["grey"])
+    assert read_folder(out)["grey"].names == read_folder(folders[1])["grey"].names
+
+
 def test_the_verb_takes_what_differs_or_all(zoo, tmp_path, capsys) -> None:
     common = ["stats", str(zoo), "--kinds", "gram", "--examples", "5", "--device", "cpu", "--json"]
     counts = []
