@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from .structure import FLOATS, Item
 
 if TYPE_CHECKING:
     from .plan import Plan
+
+_FACTOR = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)(?:\.|$)")
 
 
 def check_fit(plan: Plan, chosen: Mapping[str, TaskStatistics], kinds: Collection[str]) -> None:
@@ -58,12 +61,19 @@ def _one_layout(chosen: Mapping[str, TaskStatistics], item: Item, layouts: Mappi
 
 
 def check_adapters(plan: Plan) -> None:
-    """Raise MethodError for adapters, read as full weights, that were trained on different bases.
+    """Raise MethodError for factors of LoRA given as models, and for adapters of different bases.
 
-    Their differences from one base would hold the gap between the bases too, which no task's statistics know of.
+    Only the product of two factors means something. Read as full weights, adapters of different bases would differ by
+    the gap between the bases too, which no task's statistics know of.
     """
     from ..checkpoints.adapters import AdapterCheckpoint
 
+    for item in plan.items:
+        if _FACTOR.search(item.name):
+            raise MethodError(
+                f"Tensor {item.name!r} is one factor of a LoRA adapter, and factors cannot be solved for one by one; "
+                "give the adapters as folders with their base, so that their products are merged."
+            )
     found = {name: model for name, model in zip(plan.names, plan.models, strict=True)
              if isinstance(model, AdapterCheckpoint)}  # fmt: skip
     first = next(iter(found), "")

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 #: A full Fisher block of more entries than this is refused: [n, n] for each model.
 BLOCK_LIMIT = 8192
-_FACTOR = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)(?:\.|$)")
 #: Kinds that only the weight of a linear layer has.
 _OF_LAYERS = ("gram", "kfac")
 _WORDS = {
@@ -107,7 +106,6 @@ def gather(plan: Plan, given: Any) -> Plan:
         }
     else:
         found = opened_statistics(given, plan, kinds)
-    _no_factors(plan)
     check_adapters(plan)
     chosen = matched(found, dict(zip(plan.names, plan.models, strict=True)), kinds)
     made = dataclasses.replace(
@@ -123,7 +121,7 @@ def gather(plan: Plan, given: Any) -> Plan:
 def opened_statistics(given: Any, plan: Plan | None = None, kinds: Sequence[str] = ()) -> dict[str, TaskStatistics]:
     """Statistics by task or model name, from a folder or a mapping to them or to files."""
     if isinstance(given, Mapping):
-        return {str(name): s if isinstance(s, TaskStatistics) else read(s) for name, s in given.items()}
+        return {str(name): _one(str(name), s) for name, s in given.items()}
     if not isinstance(given, str | Path):
         raise StatisticsError(
             f"Statistics must be a folder or a mapping of names to them, not {type(given).__name__}; "
@@ -135,6 +133,17 @@ def opened_statistics(given: Any, plan: Plan | None = None, kinds: Sequence[str]
             "or name another."
         )
     return read_folder(given)
+
+
+def _one(name: str, given: Any) -> TaskStatistics:
+    if isinstance(given, TaskStatistics):
+        return given
+    if not isinstance(given, str | Path):
+        raise StatisticsError(
+            f"Those of {name!r} among the statistics are of the type {type(given).__name__}; give what collect_stats "
+            "returned, or the file that it was written to."
+        )
+    return read(given)
 
 
 def _command(plan: Plan, kinds: Sequence[str], out: Any) -> str:
@@ -150,15 +159,6 @@ def _none_given(plan: Plan, kinds: Sequence[str]) -> str:
         f"collect them with `{_command(plan, kinds, 'DIR')}` and name that folder as 'statistics' in the recipe, or "
         "with --stats."
     )
-
-
-def _no_factors(plan: Plan) -> None:
-    for item in plan.items:
-        if _FACTOR.search(item.name):
-            raise MethodError(
-                f"Tensor {item.name!r} is one factor of a LoRA adapter, and factors cannot be solved for one by one; "
-                "give the adapters as folders with their base, so that their products are merged."
-            )
 
 
 def _some_tensor(plan: Plan) -> None:
@@ -259,7 +259,8 @@ def _merge(plan: Plan, name: Any, parameters: Mapping[str, Any]) -> Plan:
         known = [*PLAIN, *(m.name for m in methods.registry().values() if not (m.learns or m.collects))]
         if name == "pretrained":  # what the paper's code calls it
             raise MethodError("There is no init 'pretrained': the weights before fine-tuning are 'base'.") from None
-        raise MethodError(f"There is no init {name!r}.{suggest(str(name), known)}") from None
+        path = " A merged checkpoint is given as {model: PATH}." if re.search(r"[/\\.]", str(name)) else ""
+        raise MethodError(f"There is no init {name!r}.{path or suggest(str(name), known)}") from None
     if chosen.learns or chosen.collects:
         does = "learns its coefficients on data first" if chosen.learns else "collects its statistics as it is merged"
         raise MethodError(f"The init {name!r} {does}; merge it to a folder and give that as init: {{model: FOLDER}}.")

@@ -51,7 +51,7 @@ def _of(name: str, model: Checkpoint, found: Mapping[str, TaskStatistics]) -> Ta
     statistics = found.get(name)
     if statistics is None:
         raise StatisticsError(
-            f"There are no statistics of the model {name!r}: there are some of {_listed(found)}. "
+            f"There are no statistics of the model {name!r}: there are {_some(found)}. "
             "Collect them from it with python -m mergelab stats."
         )
     if statistics.weights_hash:
@@ -79,6 +79,10 @@ def _mixed(taken: Mapping[str, TaskStatistics], field: str, what: str, so: str) 
         return []
     said = "; ".join(f"{value or 'none'} for {_listed(names)}" for value, names in values.items())
     return [f"The statistics mix {what} ({said}): {so}."]
+
+
+def _some(names: Collection[str]) -> str:
+    return f"some of {_listed(names)}" if names else "none at all"
 
 
 def _listed(names: Collection[str]) -> str:

@@ -147,6 +147,14 @@ STATISTICS: list[Row] = [
     ("3 a missing task", lambda: merge(statistics={"ant": one("ant")}), StatisticsError,
      "There are no statistics of the model 'bee': there are some of ant. Collect them from it with python -m mergelab "
      "stats."),
+    ("3 an empty mapping", lambda: merge(statistics={}), StatisticsError,
+     "There are no statistics of the model 'ant': there are none at all. Collect them from it with python -m mergelab "
+     "stats."),
+    ("3 no file of that name", lambda: merge(statistics={"ant": one("ant"), "bee": "no/such"}), StatisticsError,
+     "There is no file 'no/such' with statistics."),
+    ("3 weights in their place", lambda: merge(statistics=both() | {"bee": state()}), StatisticsError,
+     "Those of 'bee' among the statistics are of the type dict; give what collect_stats returned, or the file that it "
+     "was written to."),
     ("3 a missing kind", lambda: merge(statistics=grams()), StatisticsError,
      "The statistics of 'ant': they hold only gram, and the model 'ant' needs kfac; collect them again with --kinds "
      "gram,kfac."),
@@ -165,6 +173,8 @@ STATISTICS: list[Row] = [
      StatisticsError, f"{BEE}the diagonal Fisher has the shape [4, 6], expected [6, 4]; {HERE}"),
     ("3 a full block of another size", lambda: merge(objective="block", statistics=both(having(full=psd(23)))),
      StatisticsError, f"{BEE}the full block has the shape [23, 23], expected [24, 24]; {HERE}"),
+    ("3 a mean input of another size", lambda: merge(bias="augment", statistics=both(having(mean=torch.ones(5)))),
+     StatisticsError, f"{BEE}the mean input has the shape [5], expected [4]; {HERE}"),
     ("3 of a layer of another shape", lambda: merge("regmean", statistics=both(noting(shape=(7, 4)))), StatisticsError,
      f"{BEE}the statistics were collected for the shape [7, 4] and the model's tensor has [6, 4]; {HERE}"),
     ("3 of a layer laid out otherwise", lambda: merge(models={n: {W: torch.eye(4)} for n in NAMES}, statistics={
@@ -212,6 +222,8 @@ INITS: list[Row] = [
     ("4 an unknown name", init("zeros"), MethodError, f"There is no init 'zeros'. Known: {known_inits()}."),
     ("4 the paper's word", init("pretrained"), MethodError,
      "There is no init 'pretrained': the weights before fine-tuning are 'base'."),
+    ("4 a path that is no name", init("merged/model.safetensors"), MethodError,
+     "There is no init 'merged/model.safetensors'. A merged checkpoint is given as {model: PATH}."),
     ("4 no such file", init({"model": "/no/such"}), MethodError,
      "The init: There is no file or folder '/no/such'. A source is 'zoo:NAME/base' or 'zoo:NAME/TASK', a file or "
      "folder on this machine, or 'hub:org/name' ('hub:org/name@revision')."),
@@ -262,6 +274,10 @@ VALUES: list[Row] = [
     out_of_range("preconditioner", "ilu", "cannot be 'ilu'. Known: jacobi, kronecker, none."),
     out_of_range("normalize", "trase", "cannot be 'trase'. Did you mean 'trace'?"),
     out_of_range("leftover", "mean", "cannot be 'mean'. Known: average, fisher, init."),
+    out_of_range("bias", "augmented", "cannot be 'augmented'. Did you mean 'augment'?"),
+    ("5 biases with another objective", lambda: merge(bias="augment", objective="diag"), MethodError,
+     "Parameter 'bias' of 'mats' is 'augment', which needs objective 'kfac' or 'gram', not 'diag'; leave biases as "
+     "leftovers, or choose another objective."),
     ("5 a preconditioner of another objective", lambda: merge(preconditioner="kronecker", objective="diag"),
      MethodError, "Preconditioner 'kronecker' of 'mats' needs objective 'kfac' or 'gram', not 'diag'; choose 'jacobi' "
      "or 'none'."),
