@@ -61,6 +61,14 @@ def control(
     return gr.Slider(min(low, value), max(high, value), value=value, step=step, **shared)
 
 
+def code(value: str, language: Any, elem_id: str) -> gr.Code:
+    """Text to be copied, as it stands."""
+    return gr.Code(
+        value, language=language, interactive=False, lines=3, max_lines=16, show_label=False, elem_id=elem_id,
+        buttons=["copy"], wrap_lines=True, show_line_numbers=False, container=False,
+    )  # fmt: skip
+
+
 def listen(component: Any) -> Any:
     """The event that says that a person has chosen a value: a slider's release, anything else's input."""
     return component.release if isinstance(component, gr.Slider) else component.input

@@ -1,4 +1,5 @@
-"""Verbs for programs, of methods that need data: /collect_statistics, /solve_path, /learn and /surgery."""
+"""Verbs for programs, of methods that need data: /collect_statistics, /solve_path, /learn, /surgery and
+/calibrate."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import gradio as gr
 from ..errors import MergeLabError
 from ..recipe import Recipe
 from . import api
+from .calibrating import settings_of, usual_settings
 from .data_panel import wished
 from .errors import spoken
 from .page import Page
@@ -18,6 +20,7 @@ _SPLITS = ("val", "test")
 
 def build(page: Page, selection: dict[str, Any]) -> None:
     """Register the verbs; ``selection`` is the zoo that recipes without models of their own belong to."""
+    usual = usual_settings()
 
     def collect_statistics(
         recipe: str, examples: int = 64, split: str = "val", fisher: str = "empirical", only_cost: bool = False
@@ -94,7 +97,35 @@ def build(page: Page, selection: dict[str, Any]) -> None:
 
             return {**api.run(page, work), "needs": "task id at inference"}
 
-    for verb in (collect_statistics, solve_path, learn, surgery):
+    def calibrate(  # noqa: PLR0917
+        recipe: str, examples: int = 128, split: str = "val", ridge: float = usual.ridge,
+        anchor: float = usual.anchor, teacher: float = usual.teacher,
+    ) -> dict:  # fmt: skip
+        """Calibrate the features of any recipe's merge (FeatCal): accuracies before and after, and what was fitted.
+
+        No task id is needed at inference. `command` writes the same model from the merge in the folder `merged`.
+
+        Args:
+            recipe: the recipe as YAML or JSON text.
+            examples: unlabelled images a task, from 10 to 1000.
+            split: val, or test (then the result is transductive).
+            ridge: the pull towards the anchor, 0 or more.
+            anchor: where that is, from 0 (the base) over 1 (the merge) to 10.
+            teacher: share of the expert's own features in what its layers are asked about, from 0 to 1.
+        """
+        with spoken():
+            parsed, chosen = _read(page, recipe, selection)
+            options: dict[str, Any] = {
+                "examples": wished(examples), "split": _split(split), "per_task": page.settings.per_task,
+                **settings_of(ridge, anchor, teacher),
+            }  # fmt: skip
+
+            def work(progress: Any, stop: Any) -> Any:
+                return page.lab.data(chosen).calibrate(parsed, progress=progress, stop=stop, **options)
+
+            return api.run(page, work)
+
+    for verb in (collect_statistics, solve_path, learn, surgery, calibrate):
         text = (verb.__doc__ or "").strip().splitlines()[0]
         gr.api(verb, api_name=verb.__name__, api_description=text, concurrency_id="data", concurrency_limit=8)
 

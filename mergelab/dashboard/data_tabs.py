@@ -1,4 +1,5 @@
-"""What stands below the figures of the Merge tab for methods that need data: path, blocks, coefficients; Surgery."""
+"""What stands below the figures of the Merge tab for methods that need data: path, blocks, coefficients; on all of them
+Surgery and FeatCal."""
 
 from __future__ import annotations
 
@@ -6,13 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from . import drafts, learning, solving, surgery
+from . import calibrating, drafts, learning, solving, surgery
 from .data_panel import wants_data
 from .page import CHEAP, PRIVATE, Page
 
 
 def build(first: dict[str, Any]) -> dict[str, Any]:
-    """Lay the sections out; each is there for the methods that it belongs to, Surgery for all."""
+    """Lay the sections out; each is there for the methods that it belongs to, Surgery and FeatCal for all."""
     out: dict[str, Any] = {}
     with gr.Column(visible=False, elem_id="path-view") as out["path_view"]:
         solving.build_path(out)
@@ -21,6 +22,7 @@ def build(first: dict[str, Any]) -> dict[str, Any]:
     with gr.Column(visible=False, elem_id="learned-view") as out["learned_view"]:
         learning.build(out)
     out["surgery"] = surgery.build(first)
+    out["calibrating"] = calibrating.build(first)
     return out
 
 
@@ -33,6 +35,7 @@ def wire(page: Page, out: dict[str, Any]) -> None:
     solving.wire(page, out)
     learning.wire(page, out)
     surgery.wire(page, out["surgery"])
+    calibrating.wire(page, out["calibrating"])
 
     def redraw(form: drafts.Draft) -> list[Any]:
         """The sections that belong to the method."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import data_panel, data_tabs, merge_form, recipes, views
+from . import controls, data_panel, data_tabs, merge_form, recipes, views
 from .merge_events import BARS, RADAR, wire
 from .page import Page
 
@@ -70,13 +70,13 @@ def _recipe(first: dict[str, Any]) -> dict[str, Any]:
         with gr.Column(scale=7, min_width=320), gr.Accordion("Recipe", open=True, elem_id="recipe"):
             with gr.Tabs(elem_id="recipe-forms"):
                 with gr.Tab("YAML", elem_id="recipe-yaml-tab"):
-                    yaml = _code(forms["yaml"], "yaml", "recipe-yaml")
+                    yaml = controls.code(forms["yaml"], "yaml", "recipe-yaml")
                 with gr.Tab("JSON", elem_id="recipe-json-tab"):
-                    data = _code(forms["json"], "json", "recipe-json")
+                    data = controls.code(forms["json"], "json", "recipe-json")
                 with gr.Tab("Command line", elem_id="recipe-shell-tab"):
-                    shell = _code(forms["shell"], "shell", "recipe-shell")
+                    shell = controls.code(forms["shell"], "shell", "recipe-shell")
                 with gr.Tab("Python", elem_id="recipe-python-tab"):
-                    python = _code(forms["python"], "python", "recipe-python")
+                    python = controls.code(forms["python"], "python", "recipe-python")
             files = gr.HTML(recipes.files(recipe), elem_id="recipe-files")
         with gr.Column(scale=5, min_width=320):
             with gr.Accordion("Open a recipe", open=False, elem_id="open-recipe"):
@@ -97,10 +97,3 @@ def _recipe(first: dict[str, Any]) -> dict[str, Any]:
         "forms": [yaml, data, shell, python, files], "pasted": pasted, "upload": upload, "open": opened,
         "message": said, "make": make, "making": making, "ready": ready,
     }  # fmt: skip
-
-
-def _code(value: str, language: Any, elem_id: str) -> gr.Code:
-    return gr.Code(
-        value, language=language, interactive=False, lines=3, max_lines=16, show_label=False, elem_id=elem_id,
-        buttons=["copy"], wrap_lines=True, show_line_numbers=False, container=False,
-    )  # fmt: skip

@@ -16,11 +16,14 @@ def forms(recipe: Recipe) -> dict[str, str]:
     return {
         "yaml": recipe.to_yaml(),
         "json": recipe.to_json(),
-        "shell": _statistics(recipe)
-        + "python -m mergelab merge recipe.yaml --out merged\npython -m mergelab evaluate merged --suite "
-        + (recipe.suite or "starter"),
+        "shell": f"{merging(recipe)}\npython -m mergelab evaluate merged --suite {recipe.suite or 'starter'}",
         "python": python(recipe),
     }
+
+
+def merging(recipe: Recipe) -> str:
+    """The commands that write the merge of ``recipe.yaml`` to the folder ``merged``."""
+    return _statistics(recipe) + "python -m mergelab merge recipe.yaml --out merged"
 
 
 def _statistics(recipe: Recipe) -> str:

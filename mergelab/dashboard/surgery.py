@@ -9,19 +9,16 @@ from typing import Any
 import gradio as gr
 
 from .. import figures
-from ..errors import Cancelled
-from . import views
-from .data_panel import DATA, HIGHEST, LOWEST, job_of, wished
-from .errors import sentence
-from .jobs import Done, Step
-from .page import CHEAP, PRIVATE, Page, busy
+from . import after_merge, views
+from .data_panel import DATA, wished
+from .jobs import Done, Work
+from .page import CHEAP, PRIVATE, Page
 
 _LEAD = (
     '<p class="ml-lead"><span class="ml-badge">needs unlabelled images</span><span class="ml-badge ml-loud">task id '
     "needed at inference</span> Whatever is merged above, its features drift away from each expert’s. A small "
     "correction of the last features, one for each task, brings them back (Representation Surgery).</p>"
 )
-_SPLITS = [("validation", "val"), ("test (transductive)", "test")]
 
 
 def build(first: dict[str, Any]) -> dict[str, Any]:
@@ -30,17 +27,12 @@ def build(first: dict[str, Any]) -> dict[str, Any]:
     with gr.Accordion("Representation Surgery on this merge", open=False, elem_id="surgery"):
         gr.HTML(_LEAD)
         with gr.Row(equal_height=False, elem_id="surgery-row"):
-            out["examples"] = gr.Slider(
-                LOWEST, HIGHEST, value=128, step=1, label="Examples a task", interactive=True, min_width=220,
-                elem_id="surgery-examples",
-            )  # fmt: skip
+            out["examples"] = after_merge.examples_slider("surgery-examples")
             out["rank"] = gr.Slider(
                 1, 64, value=16, step=1, label="Rank of the correction", interactive=True, min_width=220,
                 elem_id="surgery-rank",
             )  # fmt: skip
-            out["split"] = gr.Radio(
-                _SPLITS, value="val", label="From the split", elem_id="surgery-split", min_width=220
-            )
+            out["split"] = after_merge.split_radio("surgery-split")
         with gr.Row(equal_height=False, elem_id="surgery-buttons"):
             out["fit"] = gr.Button("Fit corrections", variant="primary", elem_id="surgery-fit", min_width=170, scale=0)
             out["stop"] = gr.Button("Stop", variant="stop", elem_id="surgery-stop", min_width=70, scale=0)
@@ -70,45 +62,29 @@ def wire(page: Page, out: dict[str, Any]) -> None:
         draft: Any, selection: dict[str, Any], examples: float, rank: float, split: str, request: gr.Request
     ) -> Iterator[Any]:
         """Merge what the tab shows, fit a correction for every task, measure with it."""
-        try:
+
+        def start() -> Work:
             recipe, count = page.recipe(draft, selection), wished(examples)
             page.lab.check_sources(recipe)
+            return lambda progress, stop: page.lab.data(selection).surgery(
+                recipe, examples=count, rank=int(rank), split=split, per_task=page.settings.per_task,
+                progress=progress, stop=stop,
+            )  # fmt: skip
 
-            def work(progress: Any, stop: Any) -> Any:
-                return page.lab.data(selection).surgery(
-                    recipe, examples=count, rank=int(rank), split=split, per_task=page.settings.per_task,
-                    progress=progress, stop=stop,
-                )  # fmt: skip
+        def show(item: Done) -> list[Any]:
+            found = {**item.value, "titles": page.titles(selection)}
+            tasks = [(found["titles"].get(task, task), task) for task in found["tasks"]]
+            said = views.status(f"Fitted and measured in {item.seconds:.0f} s. {found['data_used']}.")
+            return [said, found, gr.update(visible=True), gr.update(choices=tasks, value=tasks[0][1])]
 
-            for item in page.jobs.run(job_of(request), work):
-                if isinstance(item, Step):
-                    yield [busy(item, "Surgery:"), *views.skip(3)]
-                elif isinstance(item, Done):
-                    found = {**item.value, "titles": page.titles(selection)}
-                    tasks = [(found["titles"].get(task, task), task) for task in found["tasks"]]
-                    said = views.status(f"Fitted and measured in {item.seconds:.0f} s. {found['data_used']}.")
-                    yield [said, found, gr.update(visible=True), gr.update(choices=tasks, value=tasks[0][1])]
-        except Cancelled:
-            yield [views.status("Stopped. Nothing was kept."), *views.skip(3)]
-        except Exception as error:
-            yield [views.status(sentence(error), "error"), *views.skip(3)]
+        yield from after_merge.follow(page, request, start, show, what="Surgery:", others=3)
 
-    def stop(request: gr.Request) -> Any:
-        return gr.skip() if page.jobs.stop(job_of(request)) else views.status("Nothing is running.")
-
-    def stale(found: Any, draft: Any, selection: dict[str, Any]) -> Any:
-        """Say so when the merge has moved on."""
-        if not found:
-            return gr.skip()
-        try:
-            same = page.recipe(draft, selection).hash == found["hash"]
-        except Exception:  # it says so elsewhere
-            same = False
-        return gr.skip() if same else views.note("The merge has changed since: fit again for its corrections.")
-
+    stale = after_merge.staleness(page, "The merge has changed since: fit again for its corrections.")
     given = [page.draft, page.selection, out["examples"], out["rank"], out["split"]]
     out["fit"].click(fit, given, [out["status"], out["found"], out["after"], out["task"]], **DATA, **PRIVATE)
-    out["stop"].click(stop, None, out["status"], queue=False, show_progress="hidden", **PRIVATE)
+    out["stop"].click(
+        after_merge.stopper(page), None, out["status"], queue=False, show_progress="hidden", **PRIVATE
+    )  # fmt: skip
     out["found"].change(bias_view, out["found"], [out["text"], out["bars"], out["table"]], **CHEAP, **PRIVATE).then(
         cloud_view, [out["found"], out["task"]], [out["clouds"], out["cloud_text"]], **CHEAP, **PRIVATE
     )
@@ -133,15 +109,12 @@ def bias_view(found: Mapping[str, Any] | None) -> list[Any]:
         score = found["accuracy"][task]
         body.append(
             [html.escape(titles.get(task, task)), f"{before[task]:.3f}", f"<b>{after[task]:.3f}</b>",
-             views.percent(score["before"]), f"<b>{views.percent(score['after'])}</b>"]
+             *after_merge.accuracy_cells(score)]
         )  # fmt: skip
         lines.append([task, bias[task]["before"], bias[task]["after"], bias[task].get("held_out_before"),
                       bias[task].get("held_out_after"), score["n"], score["before"], score["after"]])  # fmt: skip
-    scores = found["accuracy"].values()
-    means = [sum(score[end] for score in scores) / len(scores) for end in ("before", "after")]
-    sums = [sum(values.values()) / len(values) for values in (before, after)]
-    mean = ["Mean", f"{sums[0]:.3f}", f"<b>{sums[1]:.3f}</b>", views.percent(means[0])]
-    body.append([*mean, f"<b>{views.percent(means[1])}</b>"])
+    sums = [after_merge.mean(list(values.values())) for values in (before, after)]
+    body.append(["Mean", f"{sums[0]:.3f}", f"<b>{sums[1]:.3f}</b>", *after_merge.mean_cells(found["accuracy"])])
     head = ["Task", "Distance", "corrected", "Accuracy %", "corrected, told the task"]
     columns = ["task", "fitted before", "fitted after", "held out before", "held out after", "n", "accuracy before",
                "accuracy after"]  # fmt: skip

@@ -17,6 +17,7 @@ from .lines import layer_lines
 from .matching import clouds, coefficient_heatmap, solve_curve, step_lines
 from .matching_summary import (
     describe_bias,
+    describe_calibration,
     describe_change,
     describe_coefficients,
     describe_learning,
@@ -45,6 +46,7 @@ __all__ = [
     "count_lines",
     "describe_batch",
     "describe_bias",
+    "describe_calibration",
     "describe_change",
     "describe_coefficients",
     "describe_conflict",

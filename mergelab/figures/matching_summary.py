@@ -83,5 +83,24 @@ def describe_bias(before: Mapping[str, float], after: Mapping[str, float]) -> st
     )
 
 
+def describe_calibration(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """What calibrated features did to accuracies, on average and task by task."""
+    if not before:
+        return ""
+    means = [sum(values.values()) / len(values) for values in (before, after)]
+    change = {task: after[task] - before[task] for task in before}
+    up, down = (sum(sign * value > 1e-9 for value in change.values()) for sign in (1, -1))
+    text = (
+        f"On average {means[0]:.1%} before and {means[1]:.1%} after; of {len(before)} tasks {up} went up and {down} "
+        "went down."
+    )
+    most, least = max(change, key=change.__getitem__), min(change, key=change.__getitem__)
+    if up:
+        text += f" {most} gains most ({100 * change[most]:+.1f} points)."
+    if down:
+        text += f" {least} loses most ({100 * change[least]:+.1f} points)."
+    return text
+
+
 def _times(k: int) -> str:
     return "no iterations (the init)" if k == 0 else f"{k} iteration{'s' if k != 1 else ''}"

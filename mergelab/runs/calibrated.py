@@ -15,13 +15,13 @@ from torch import Tensor
 from .. import __version__
 from ..calibration.drift import DriftSettings
 from ..calibration.featcal import Calibrated, calibrate_features
-from ..calibration.through import batches_of
+from ..calibration.through import Batches, batches_of
 from ..checkpoints import Checkpoint, load, torch_dtype, write
 from ..checkpoints.whole import check_target
 from ..engine.folder import RECIPE_FILE, copied_files
 from ..engine.structure import compare
 from ..errors import CheckpointError, TaskError
-from ..models import build
+from ..models import Model, Weights, build
 from ..progress import Progress, Stop
 from ..recipe import Recipe
 from ..tasks import Suite, load_suite
@@ -31,7 +31,8 @@ from .surgery import experts_of
 
 #: What was done, beside the calibrated weights.
 CALIBRATION_FILE = "mergelab_calibration.json"
-_BATCH = 32
+#: Pictures that pass at a time.
+BATCH = 32
 _PAPER = "FeatCal (Gu et al., 2026)", "https://arxiv.org/abs/2605.13030"
 
 
@@ -95,28 +96,59 @@ def calibrate(
             "TASK=SOURCE."
         )
     model = build(checkpoint, device=device)
-    batches = {}
-    for name in chosen:
-        task = task_of(opened, name)
-        images = task.split(split)[0] if task.has(split) else ()
-        if not len(images):
-            raise TaskError(f"The task {name} has no {split} pictures to pass; take another split or suite.")
-        batches[name] = batches_of(
-            images[drawn(len(images), examples, seed, f"{name}/{split}")], _BATCH, model.pixels
-        )  # fmt: skip
+    batches = pictures_of(model, opened, chosen, split=split, examples=examples, seed=seed)
     below = load(base if base is not None else _base_of(checkpoint, opened))
     others = {name: load(known[name]) for name in chosen}
-    for problem in compare(checkpoint, "the merge", [("the base", below), *others.items()]).problems:
-        raise CheckpointError(f"{problem.text} {problem.fix}")
-    with model.using(model.weights) as module:
-        found = calibrate_features(
-            module, checkpoint, below, others, batches, forward=model.through,
-            settings=settings, spelling=model.own_names(list(checkpoint)), progress=progress, stop=stop,
-        )  # fmt: skip
+    found = fitted(model, checkpoint, below, others, batches, settings=settings, progress=progress, stop=stop)
     used = data_used(found.examples, split)
     seconds = time.perf_counter() - started
     folder = _write(checkpoint, found, out, settings or DriftSettings(), used, seconds, overwrite)
     return Written(folder, found, used, seconds)
+
+
+def pictures_of(
+    model: Model, suite: Suite, names: Iterable[str], *, split: str, examples: int, seed: int = 0, batch: int = BATCH
+) -> dict[str, Batches]:
+    """Task -> batches of at most ``examples`` of its ``split``'s pictures, drawn without a look at their labels.
+
+    Raises TaskError for a task without such pictures.
+    """
+    out = {}
+    for name in names:
+        task = task_of(suite, name)
+        images = task.split(split)[0] if task.has(split) else ()
+        if not len(images):
+            raise TaskError(f"The task {name} has no {split} pictures to pass; take another split or suite.")
+        places = drawn(len(images), examples, seed, f"{name}/{split}")
+        out[name] = batches_of(images[places], batch, model.pixels)
+    return out
+
+
+def fitted(
+    model: Model,
+    merged: Checkpoint,
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    batches: Mapping[str, Batches],
+    *,
+    weights: Weights | None = None,
+    settings: DriftSettings | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> Calibrated:
+    """Calibrate the features of ``merged`` towards its experts' (by task).
+
+    ``weights``: those of ``merged``, ready for ``model`` to run with; default: it has them already.
+
+    Raises CheckpointError for a base or an expert that does not fit the merge.
+    """
+    for problem in compare(merged, "the merge", [("the base", base), *experts.items()]).problems:
+        raise CheckpointError(f"{problem.text} {problem.fix}")
+    with model.using(weights or model.weights) as module:
+        return calibrate_features(
+            module, merged, base, experts, batches, forward=model.through, settings=settings,
+            spelling=model.own_names(list(merged)), progress=progress, stop=stop,
+        )  # fmt: skip
 
 
 def _base_of(checkpoint: Checkpoint, suite: Suite) -> str:

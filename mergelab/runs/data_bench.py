@@ -173,6 +173,26 @@ class DataBench:
             "transductive": made.surgery.transductive, "seconds": made.surgery.seconds, "per_task": per_task,
         }  # fmt: skip
 
+    # ---- calibration -------------------------------------------------------------------------------------------------
+
+    def calibration_cost(self, recipe: Recipe, *, examples: int = 256, split: str = "val") -> dict[str, Any]:
+        """See :func:`mergelab.runs.calibrated_bench.calibration_cost`."""
+        from .calibrated_bench import calibration_cost
+
+        return calibration_cost(self.bench, recipe, examples=examples, split=split)
+
+    def calibrate(
+        self, recipe: Recipe, *, examples: int = 256, split: str = "val", ridge: float, anchor: float, teacher: float,
+        per_task: int | None = 40, progress: Progress | None = None, stop: Stop | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """See :func:`mergelab.runs.calibrated_bench.calibrate_merge`."""
+        from .calibrated_bench import DriftSettings, calibrate_merge
+
+        return calibrate_merge(
+            self.bench, recipe, examples=examples, split=split, per_task=per_task, progress=progress, stop=stop,
+            settings=DriftSettings(ridge=ridge, anchor=anchor, teacher=teacher),
+        )  # fmt: skip
+
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)

@@ -114,3 +114,30 @@ class FakeData:
                 "projections": {t: {"explained": [0.3, 0.2], "points": clouds} for t in tasks},
                 "data_used": "Representation Surgery on 40 unlabelled val pictures; task id needed at inference",
                 "transductive": split == "test", "seconds": 1.0, "per_task": per_task}  # fmt: skip
+
+    def calibration_cost(self, recipe, *, examples=256, split="val"):
+        return {"seconds": 0.1 * examples * len(recipe.models), "pictures": examples * len(recipe.models),
+                "tasks": len(recipe.models), "blocks": 2, "timed": 32}  # fmt: skip
+
+    def calibrate(
+        self, recipe, *, examples=256, split="val", ridge, anchor, teacher, per_task=40, progress=None, stop=None
+    ):
+        from mergelab.calibration.drift import DriftSettings
+
+        DriftSettings(ridge=ridge, anchor=anchor, teacher=teacher)  # its ranges
+        self.calls.append("calibrate")
+        self.bench._work(progress, stop)
+        tasks = ["mnist", "fashion"]
+        scores = {
+            task: {"n": per_task, "before": 0.6, "after": after, "before_interval": [0.5, 0.7],
+                   "after_interval": [after - 0.1, after + 0.1]}
+            for task, after in zip(tasks, (0.8, 0.55), strict=True)
+        }  # fmt: skip
+        marks = " (transductive: the split that results are measured on)" if split == "test" else ""
+        return {"hash": recipe.hash, "tasks": tasks, "split": split, "examples": dict.fromkeys(tasks, examples),
+                "settings": {"ridge": ridge, "anchor": anchor, "teacher": teacher}, "accuracy": scores,
+                "blocks": ["layer.0", "layer.1"], "tensors": {"layer.0.fc.weight": 0.1, "layer.1.fc.weight": 0.3},
+                "skipped": {"layer.0.in_proj": "fused <attention>"}, "transductive": split == "test",
+                "data_used": f"{examples} unlabelled {split} pictures a task of mnist, fashion{marks}",
+                "merge_used": self.used(recipe), "per_task": per_task, "seconds": 1.0,
+                "command": "python -m mergelab calibrate merged --out calibrated --suite starter"}  # fmt: skip

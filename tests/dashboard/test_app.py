@@ -17,6 +17,7 @@ from mergelab.recipe import Recipe
 PUBLIC = {
     "/methods", "/preflight", "/merge_evaluate", "/predict", "/geometry",
     "/twin_build", "/twin_evaluate", "/twin_predict", "/collect_statistics", "/solve_path", "/learn", "/surgery",
+    "/calibrate",
 }  # fmt: skip
 
 

@@ -1,0 +1,53 @@
+"""Calibrated features in a real browser: two tasks, ten images each; accuracies before and after, and the command."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Page, expect
+
+SOON = 120_000  # milliseconds; a slow machine may take them, a quick one does not
+MERGED = ("Handwritten digits", "Clothes")
+
+
+def number(page: Page, field: str, value: int) -> None:
+    box = page.locator(f"{field} input[type=number]")
+    box.fill(str(value))
+    box.press("Enter")
+
+
+def merge_two(page: Page) -> None:
+    """Leave only two experts in the merge."""
+    for label in page.locator("#experts label").all():
+        if label.inner_text().strip() not in MERGED:
+            label.click()
+
+
+def test_features_are_calibrated_on_ten_images(open_page):
+    page = open_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    merge_two(page)
+    expect(page.locator("#status")).to_contain_text("2 of 8", timeout=SOON)
+
+    expect(page.locator("#calibration-run")).to_be_hidden()
+    page.locator("#calibration button").first.click()
+    expect(page.locator("#calibration-lead")).to_contain_text("needs unlabelled images")
+    expect(page.locator("#calibration-cost")).to_contain_text("2 tasks, 256 images in all", timeout=SOON)
+    number(page, "#calibration-examples", 10)
+    expect(page.locator("#calibration-cost")).to_contain_text("2 tasks, 20 images in all", timeout=SOON)
+    page.locator("#calibration-run").click()
+    expect(page.locator("#calibration-status")).to_contain_text("Features of encoder.layer", timeout=SOON)
+    expect(page.locator("#calibration-status")).to_contain_text("Calibrated and measured in", timeout=SOON)
+    expect(page.locator("#calibration-status")).to_contain_text("10 unlabelled val pictures a task")
+    page.wait_for_selector("#calibration-bars .bars .trace", timeout=SOON)
+    expect(page.locator("#calibration-table tbody tr")).to_have_count(3)
+    expect(page.locator("#calibration-sentence")).to_contain_text("of 2 tasks")
+    expect(page.locator("#calibration-fitted")).to_contain_text("128 tensors of 8 blocks were fitted")
+    expect(page.locator("#calibration-shell")).to_contain_text("calibrate merged --out calibrated --suite starter")
+
+    # the table's column "Before" is what the page shows of the merge itself
+    before = page.locator("#calibration-table tr", has_text="Clothes").locator("td").first.inner_text()
+    expect(page.locator("#main-table tr", has_text="Clothes").locator("td").nth(2)).to_contain_text(before)
+
+    number(page, "#parameter-lambda", 1)
+    expect(page.locator("#calibration-status")).to_contain_text("The merge has changed since", timeout=SOON)
+    assert said == [], "the console has errors"
