@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import Checkpoint, differing, load
-from ..errors import CheckpointError
+from ..errors import CheckpointError, HubError
 from ..progress import Stop
 
 #: Why such a tensor has none; a merge with experts that were not there then says it of the tensor.
@@ -41,5 +41,5 @@ def left_out(
         return {}
     try:
         return {"leave": equal_tensors(experts, stop=stop)}
-    except CheckpointError:  # where one of them cannot be read: it may be one whose turn does not come
+    except (CheckpointError, HubError):  # where one of them cannot be read: it may be one whose turn does not come
         return {}
