@@ -17,7 +17,7 @@ from ..statistics import Block
 from .needs import has
 from .plan import Plan
 from .structure import Item
-from .tensor import blocks_of, computed, context_of, finished, inputs, started
+from .tensor import blocks_of, cast_error, computed, context_of, finished, inputs, started
 
 if TYPE_CHECKING:
     from .stream import Run
@@ -87,9 +87,16 @@ def merge_joint(
 
         needs |= {"grid": grid, "snapshot": keep}
     if log is not None:
-        needs["log"] = lambda entry: _told(log, entry, weight, bias)
+        entries: list[Mapping[str, Any]] = []
+        needs["log"] = entries.append
     context = context_of(plan, weight, run.survey, **needs)
-    return split(computed(plan, base, experts, context))
+    made = computed(plan, base, experts, context)
+    out = split(made)
+    if log is not None:
+        lost = cast_error(made, _joined(out[0], out[1], layout))
+        for entry in entries:
+            _told(log, {**entry, **lost}, weight, bias)
+    return out
 
 
 def _told(log: Callable[[Mapping[str, Any]], None], entry: Mapping[str, Any], weight: Item, bias: Item) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..recipe import Init
@@ -22,7 +22,8 @@ def solve_document(plan: Plan, log: Sequence[Mapping[str, Any]]) -> dict[str, An
     An entry has ``tensor``, ``shape``, ``by`` (``cg``, ``cholesky``, ``eigen``, ``closed form``; ``experts`` where all
     are equal; ``average``, ``init`` or ``fisher`` where the system was not used, with ``why``), ``stopped`` (why the
     solver ended), ``moved`` ‖x − x0‖, ``task_vector`` (the mean ‖θ_t − θ0‖), ``change`` (their ratio), and for ``cg``
-    ``iterations``, ``objective`` and ``residual`` (one value per iteration, the start first).
+    ``iterations``, ``objective`` and ``residual`` (one value per iteration, the start first). ``cast_error``: what the
+    output dtype cost, relative to the tensor's norm, where it is narrower than the one computed in.
     """
     return {
         "format": _FORMAT,
@@ -47,8 +48,9 @@ def solve_json(plan: Plan, log: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps(_plain(solve_document(plan, log)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def summary(log: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """How many tensors were merged by what, for those left by the system reason -> names, and what looks wrong."""
+def summary(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many tensors were merged by what, for those left by the system reason -> names, what looks wrong, and the
+    largest ``cast_error``."""
     by: dict[str, int] = {}
     left: dict[str, list[str]] = {}
     stopped: dict[str, int] = {}
@@ -61,7 +63,8 @@ def summary(log: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             stopped[entry["stopped"]] = stopped.get(entry["stopped"], 0) + 1
         if entry["by"] in LEFT and entry["why"]:
             left.setdefault(f"{entry['by']}: {entry['why']}", []).append(entry["tensor"])
-    return {"by": by, "stopped": stopped, "left": left, "warnings": wrong}
+    lost = max((entry.get("cast_error", 0.0) for entry in log), default=0.0)
+    return {"by": by, "stopped": stopped, "left": left, "warnings": wrong, "cast_error": lost}
 
 
 def init_text(plan: Plan) -> Any:

@@ -17,6 +17,8 @@ from .structure import Item
 if TYPE_CHECKING:
     from .stream import Run
 
+#: Who a tensor is from where it is the start of a solver; no model can be called so.
+START = "\0init"
 _TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -45,13 +47,26 @@ def merge_item(
                                               alpha=scale))  # fmt: skip
     base, experts = inputs(plan, item, run.where)
     needs = _needs(run, item, base, experts)
+    entries: list[Mapping[str, Any]] = []
     if log is not None and plan.method.kind == "matched":
-        needs["log"] = log
+        needs["log"] = entries.append
     if snapshot is not None:
         needs["grid"] = grid
         needs["snapshot"] = lambda k, tensor: snapshot(k, finished(plan, item, tensor))
     context = context_of(plan, item, run.survey, **needs)
-    return finished(plan, item, computed(plan, base, experts, context, fresh=fresh))
+    made = computed(plan, base, experts, context, fresh=fresh)
+    out = finished(plan, item, made)
+    for entry in entries if log is not None else ():
+        log({**entry, **cast_error(made, out)})  # type: ignore[misc]
+    return out
+
+
+def cast_error(made: Tensor, out: Tensor) -> dict[str, float]:
+    """``cast_error`` ‖out − made‖ / ‖made‖ where the output dtype is narrower than the computing one."""
+    size = float(torch.linalg.vector_norm(made)) if torch.finfo(out.dtype).bits < torch.finfo(made.dtype).bits else 0.0
+    if not size:
+        return {}
+    return {"cast_error": float(torch.linalg.vector_norm(out.to(made.device, made.dtype) - made)) / size}
 
 
 def finished(plan: Plan, item: Item, out: Tensor) -> Tensor:
@@ -101,7 +116,7 @@ def started(
         return computed(run.start.plan, base, experts, context_of(run.start.plan, item, run.start.survey, **part))
     if plan.start == "base":
         return base
-    return None if plan.start is None else _input(plan, plan.start, "init", item, run.where)
+    return None if plan.start is None else _input(plan, plan.start, START, item, run.where)
 
 
 def blocks_of(plan: Plan, item: Item, where: torch.device) -> list[Any]:
@@ -152,9 +167,10 @@ def _input(plan: Plan, checkpoint: Any, model: str | None, item: Item, device: t
         raise MethodError(f"Tensor {item.name!r} of {_who(model)} changed its shape while it was read; load it again.")
     if (model, item.name) not in plan.shared.finite:
         if not _all_finite(tensor):
+            who = _who(model)
             raise MethodError(
-                f"{'The base' if model is None else f'Model {model!r}'} has {_not_finite(tensor)} in tensor "
-                f"{item.name!r}; the file is damaged or its training diverged, so use another checkpoint."
+                f"{who[0].upper()}{who[1:]} has {_not_finite(tensor)} in tensor {item.name!r}; the file is damaged or "
+                "its training diverged, so use another checkpoint."
             )
         plan.shared.finite.add((model, item.name))
     return tensor
@@ -193,4 +209,4 @@ def _cast(tensor: Tensor, code: str, name: str) -> Tensor:
 
 
 def _who(model: str | None) -> str:
-    return "the base" if model is None else f"model {model!r}"
+    return "the base" if model is None else "the init" if model == START else f"model {model!r}"

@@ -17,7 +17,8 @@ from ._matching import RIDGES
 
 #: Pivots and eigenvalues below this many roundings of the largest are noise.
 _ROUNDINGS = 10
-_RESIDUAL = 1e-3
+#: A solution whose relative residual is larger is not one.
+RESIDUAL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def solve(
         delta = torch.cholesky_solve(b, factor)
         residual = _residual(raised, delta, b)
         made = delta if left else delta.mT
-        if residual <= _RESIDUAL and fits(made):
+        if residual <= RESIDUAL and fits(made):
             return Direct(made.contiguous(), "cholesky", value, residual)
     return _eigen(gram, b, left=left, eps=eps)
 

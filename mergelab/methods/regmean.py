@@ -21,7 +21,7 @@ from ._blocks import (
     system,
     with_leftovers,
 )
-from ._direct import solve
+from ._direct import RESIDUAL, solve
 from ._matching import Gram
 from .context import Context
 from .declaration import Cost, Promises, method
@@ -98,7 +98,15 @@ def regmean(
     size = norm(out)
     work.log(
         by=found.by, out=out, ridge=found.ridge, relative_residual=found.residual,
-        warning=f"its norm is {size:.3g}, that of the largest model {most / _MOST:.3g}" if size > most else "",
+        warning=_warning(size, most, found.residual),
         seconds=time.perf_counter() - started,
     )  # fmt: skip
     return out
+
+
+def _warning(size: float, most: float, residual: float) -> str:
+    """What looks wrong about a solution, in words; "" where nothing does."""
+    said = [f"its norm is {size:.3g}, that of the largest model {most / _MOST:.3g}"] if size > most else []
+    if not residual <= RESIDUAL:
+        said.append(f"its equations are met to {residual:.1%} only")
+    return "; ".join(said)

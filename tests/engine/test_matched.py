@@ -568,3 +568,32 @@ def test_lora_factors_are_not_solved_for(statistics: Any) -> None:
         "Tensor 'q.lora_A.weight' is one factor of a LoRA adapter, and factors cannot be solved for one by one; give "
         "the adapters as folders with their base, so that their products are merged."
     )
+
+
+# ---- what the output dtype costs, and a start that is broken ----
+
+
+def test_the_log_says_what_a_narrow_output_dtype_costs(models: Any, statistics: Any, tmp_path: Path) -> None:
+    """The rounding of bfloat16, computed apart from the merge in float64."""
+    given = {"statistics": statistics, "dtype": "float64"}
+    wide = merge_to_memory(plan("regmean", models, state(), **given, out_dtype="float64"))
+    out = merge_to_folder(plan("regmean", models, state(), **given, out_dtype="bfloat16"), tmp_path / "out")
+    said = json.loads((out / "mergelab_solve.json").read_text())
+    entries = {entry["tensor"]: entry for entry in said["tensors"]}
+    for name in LINEAR:
+        rounded = wide[name].to(torch.bfloat16).to(torch.float64)
+        expected = float((rounded - wide[name]).norm() / wide[name].norm())
+        assert entries[name]["cast_error"] == pytest.approx(expected, rel=1e-6)
+    assert said["summary"]["cast_error"] == max(entry["cast_error"] for entry in said["tensors"])
+
+
+def test_a_start_that_is_not_finite_is_named_as_the_start(models: Any, statistics: Any) -> None:
+    broken = state()
+    broken["block.0.weight"] = broken["block.0.weight"].clone()
+    broken["block.0.weight"][1, 2] = float("nan")
+    with pytest.raises(MethodError) as error:
+        mergelab.merge("mats", models, state(), statistics=statistics, init=broken)
+    assert str(error.value) == (
+        "The init has NaN (1 of 24 values, the first at [1, 2]) in tensor 'block.0.weight'; the file is damaged or its "
+        "training diverged, so use another checkpoint."
+    )

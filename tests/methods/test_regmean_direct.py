@@ -10,6 +10,7 @@ import torch
 
 from mergelab.engine import plan, stream
 from mergelab.methods._direct import solve
+from mergelab.methods.regmean import _warning
 from mergelab.statistics import Block, TaskStatistics
 
 WIDE = torch.float64
@@ -87,3 +88,15 @@ def test_a_solution_much_larger_than_every_model_is_warned_about(angle: float) -
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     size = f"{float(expected.norm()):.3g}"
     assert log[0]["warning"] == (f"its norm is {size}, that of the largest model 1" if angle < 0.2 else "")
+
+
+@pytest.mark.parametrize(
+    ("size", "residual", "said"),
+    [
+        (1.0, 1e-4, ""),
+        (1.0, 0.02, "its equations are met to 2.0% only"),
+        (30.0, float("nan"), "its norm is 30, that of the largest model 2; its equations are met to nan% only"),
+    ],
+)
+def test_what_looks_wrong_about_a_solution(size: float, residual: float, said: str) -> None:
+    assert _warning(size, 20.0, residual) == said
