@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 from conftest_engine import state
+from matched_cases import NAMES, statistics_of
 from torch import Tensor
 
-from mergelab.checkpoints import dtype_code, write
+from mergelab.checkpoints import dtype_code, load, write
+from mergelab.engine import Plan, plan
+from mergelab.statistics import TaskStatistics
+from mergelab.statistics import write as write_statistics
 
 Store = Callable[..., str]
 
@@ -35,3 +39,30 @@ def zoo(store: Store) -> dict[str, str]:
         "ant": store("ant", state(1, 0.05), config),
         "bee": store("bee", state(2, 0.05), config),
     }
+
+
+@pytest.fixture
+def models() -> dict[str, dict[str, Tensor]]:
+    return {"ant": state(1, 0.05), "bee": state(2, 0.05)}
+
+
+@pytest.fixture
+def statistics() -> dict[str, TaskStatistics]:
+    return {name: statistics_of(name, seed) for seed, name in enumerate(NAMES)}
+
+
+@pytest.fixture
+def made(models: Mapping[str, Any], statistics: Mapping[str, TaskStatistics]) -> Plan:
+    return plan("mats", models, state(), {"iterations": 4}, init="base", statistics=statistics)
+
+
+@pytest.fixture
+def folder(zoo: dict[str, str], tmp_path: Path) -> Path:
+    """Statistics on disk of the experts on disk."""
+    place = tmp_path / "statistics"
+    place.mkdir()
+    for seed, name in enumerate(NAMES):
+        write_statistics(
+            statistics_of(name, seed, weights_hash=load(zoo[name]).weights_hash), place / f"{name}.safetensors"
+        )
+    return place
