@@ -28,7 +28,8 @@ def cost_line(found: Mapping[str, Any]) -> str:
     tasks = f"{found['tasks']} {'task' if found['tasks'] == 1 else 'tasks'}"
     return _cost(
         f"{tasks}, {found['pictures']} images in all, each passed through the merge and its expert for every one of "
-        f"{found['blocks']} blocks: about {_time(found['seconds'])} (from {found['timed']} images timed here), then measuring. Nothing is kept on disk."
+        f"{found['blocks']} blocks: about {_time(found['seconds'])} (from {found['timed']} images timed here), then "
+        "measuring. Nothing is kept on disk."
     )
 
 
