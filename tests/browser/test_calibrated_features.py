@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import Page, expect
 
 SOON = 120_000  # milliseconds; a slow machine may take them, a quick one does not
-MERGED = ("Handwritten digits", "Clothes")
+EIGHT = 8  # experts of the starter zoo
+MERGED = (0, 2)  # places of digits and clothes among them
 
 
 def number(page: Page, field: str, value: int) -> None:
@@ -16,9 +18,9 @@ def number(page: Page, field: str, value: int) -> None:
 
 def merge_two(page: Page) -> None:
     """Leave only two experts in the merge."""
-    for label in page.locator("#experts label").all():
-        if label.inner_text().strip() not in MERGED:
-            label.click()
+    for place in range(EIGHT):
+        if place not in MERGED:
+            page.locator(f"#expert-{place}-on input").uncheck()
 
 
 def test_features_are_calibrated_on_ten_images(open_page):
@@ -38,7 +40,7 @@ def test_features_are_calibrated_on_ten_images(open_page):
     expect(page.locator("#calibration-status")).to_contain_text("Features of encoder.layer", timeout=SOON)
     expect(page.locator("#calibration-status")).to_contain_text("Calibrated and measured in", timeout=SOON)
     expect(page.locator("#calibration-status")).to_contain_text("10 unlabelled val pictures a task")
-    page.wait_for_selector("#calibration-bars .bars .trace", timeout=SOON)
+    page.wait_for_selector("#calibration-bars .barlayer .trace", timeout=SOON)
     expect(page.locator("#calibration-table tbody tr")).to_have_count(3)
     expect(page.locator("#calibration-sentence")).to_contain_text("of 2 tasks")
     expect(page.locator("#calibration-fitted")).to_contain_text("128 tensors of 8 blocks were fitted")
@@ -51,3 +53,22 @@ def test_features_are_calibrated_on_ten_images(open_page):
     number(page, "#parameter-lambda", 1)
     expect(page.locator("#calibration-status")).to_contain_text("The merge has changed since", timeout=SOON)
     assert said == [], "the console has errors"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_looks_of_calibrated_features(open_page, shots, width, height, theme):
+    """Screenshots of the section with its numbers; nothing is wider than the screen."""
+    page = open_page(width, height, theme)
+    merge_two(page)
+    page.locator("#calibration button").first.click()
+    number(page, "#calibration-examples", 10)
+    page.locator("#calibration-split label", has_text="test").click()
+    expect(page.locator("#calibration-lead")).to_contain_text("transductive", timeout=SOON)
+    expect(page.locator("#calibration-cost")).to_contain_text("2 tasks, 20 images in all", timeout=SOON)
+    page.locator("#calibration-run").click()
+    page.wait_for_selector("#calibration-bars .barlayer .trace", timeout=SOON)
+    page.wait_for_timeout(800)
+    page.screenshot(path=shots / f"calibration-{width}-{theme}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "it scrolls sideways"
