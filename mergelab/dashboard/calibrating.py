@@ -67,7 +67,7 @@ def _after(out: dict[str, Any]) -> None:
             out["table"] = gr.HTML("", elem_id="calibration-table")
     out["fitted"] = gr.HTML("", elem_id="calibration-fitted")
     out["skipped"] = gr.HTML("", elem_id="calibration-skipped")
-    gr.HTML(views.heading("The same model on disk"))
+    gr.HTML(views.heading("The same model on disk, rounded to its files’ number format"))
     out["code"] = controls.code("", "shell", "calibration-shell")
     out["files"] = gr.HTML("", elem_id="calibration-files")
 

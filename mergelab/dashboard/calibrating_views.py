@@ -79,7 +79,7 @@ def _change(score: Mapping[str, Any]) -> str:
 
 
 def fitted_text(found: Mapping[str, Any]) -> str:
-    """How much was fitted and by how much it moved; which data was used, marked where it is the measured split."""
+    """How much was fitted and by how much it moved; which data was used."""
     tensors: Mapping[str, float] = found["tensors"]
     text = "Nothing was fitted."
     if tensors:
@@ -90,11 +90,10 @@ def fitted_text(found: Mapping[str, Any]) -> str:
             f"length on average, most of all {most} ({tensors[most]:.0%})."
         )
     values = ", ".join(f"{name} {value:g}" for name, value in found["settings"].items())
-    used = f"Data used: {found['data_used']} ({values})."
+    used = f"Data used: {found['data_used']}."
     if found["merge_used"]:
         used += f" The merge itself: {found['merge_used']}."
-    badge = controls.data_badge({"data": "unlabelled"}, transductive=True) + " " if found["transductive"] else ""
-    return f"<p>{html.escape(text)}</p><p>{badge}{html.escape(used)}</p>"
+    return f"<p>{html.escape(text)} With {values}.</p><p>{html.escape(used)}</p>"
 
 
 def skipped_table(skipped: Mapping[str, str]) -> str:

@@ -38,6 +38,10 @@ def test_features_are_calibrated_on_ten_images(open_page):
     expect(page.locator("#calibration-cost")).to_contain_text("2 tasks, 20 images in all", timeout=SOON)
     page.locator("#calibration-run").click()
     expect(page.locator("#calibration-status")).to_contain_text("Features of encoder.layer", timeout=SOON)
+    page.locator("#calibration-stop").click()
+    expect(page.locator("#calibration-status")).to_contain_text("Stopped. Nothing was kept.", timeout=SOON)
+    expect(page.locator("#calibration-table")).to_be_hidden()
+    page.locator("#calibration-run").click()
     expect(page.locator("#calibration-status")).to_contain_text("Calibrated and measured in", timeout=SOON)
     expect(page.locator("#calibration-status")).to_contain_text("10 unlabelled val pictures a task")
     page.wait_for_selector("#calibration-bars .barlayer .trace", timeout=SOON)
@@ -71,4 +75,6 @@ def test_looks_of_calibrated_features(open_page, shots, width, height, theme):
     page.wait_for_selector("#calibration-bars .barlayer .trace", timeout=SOON)
     page.wait_for_timeout(800)
     page.screenshot(path=shots / f"calibration-{width}-{theme}.png", full_page=True)
+    above, below = (page.locator(place).bounding_box() for place in ("#main-table", "#calibration"))
+    assert above and below and below["y"] > above["y"] + above["height"], "it is below what it starts from"
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "it scrolls sideways"

@@ -71,7 +71,7 @@ def test_what_was_fitted_and_what_was_not():
 def test_test_images_and_the_merges_own_data_are_marked():
     assert "transductive" not in calibrating_views.fitted_text(found())
     marked = calibrating_views.fitted_text(found(split="test"))
-    assert "transductive: looks at test images" in marked and "measured on" in marked
+    assert "(transductive: the split that results are measured on)" in marked
     assert "transductive" in calibrating_views.lead(transductive=True)
     assert "needs unlabelled images" in calibrating_views.lead() and "transductive" not in calibrating_views.lead()
     own = RECIPE.replace(merge_method="mats", parameters={"iterations": 5}, statistics=NAME)
