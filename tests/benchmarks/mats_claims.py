@@ -57,12 +57,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--report", nargs="+", type=Path, help="JSON files to make the tables of")
     parser.add_argument("--markdown", type=Path, help="the page whose part is replaced (default: the screen)")
+    parser.add_argument("--figure", type=Path, help="a PNG of accuracy and J against iterations; needs matplotlib")
     told = parser.parse_args()
     if told.report:
         from claims_page import put
-        from mats_report import report
+        from mats_figure import draw
+        from mats_report import eight, grouped, report
 
-        put("data", report([json.loads(p.read_text(encoding="utf-8")) for p in told.report]), told.markdown)
+        files = [json.loads(p.read_text(encoding="utf-8")) for p in told.report]
+        put("data", report(files), told.markdown)
+        if told.figure:
+            draw(eight(grouped(files)), told.figure)
         return
     torch.set_num_threads(told.threads)
     pairs = (
