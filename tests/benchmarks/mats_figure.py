@@ -1,4 +1,4 @@
-"""The figure of docs/claims.md: accuracy and J against iterations from every init. Needs matplotlib (only this does)."""
+"""The figure of docs/claims.md: accuracy and J against iterations from every init. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -16,28 +16,43 @@ LOOKS = {"average": ("#000000", "o"), "task_arithmetic": ("#0072B2", "s"), "ties
 
 
 def draw(groups: dict[str, Sequence[dict[str, Any]]], out: Path) -> None:
-    """One row a group of runs: accuracy on the left (mean, and the range of the runs), J on the right."""
+    """Accuracy on the left, J on the right: one row a group of runs (mean, and the runs' range), one a long path."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(groups), 2, figsize=(9, 3.4 * len(groups)), squeeze=False, constrained_layout=True)
-    for (title, runs), (left, right) in zip(groups.items(), axes, strict=True):
+    long = {title: run["measures"]["path"] for title, runs in groups.items() for run in runs
+            if "path" in run["measures"]}  # fmt: skip
+    rows = len(groups) + len(long)
+    figure, axes = plt.subplots(rows, 2, figsize=(9, 3.4 * rows), squeeze=False, constrained_layout=True)
+    for (title, runs), (left, right) in zip(groups.items(), axes, strict=False):
         for name in inits(runs):
-            color, marker = LOOKS[name]
             found = [at(run, "inits", "inits", name) for run in runs]
             steps = [int(k) for k in found[0]["grid"]]
-            accuracy = 100 * np.array([[point["test"] for point in f["grid"].values()] for f in found])
-            shares = np.array([f["objective"] for f in found])
-            shares = (shares / shares[:, :1]).mean(0)
-            left.plot(steps, accuracy.mean(0), color=color, marker=marker, label=word(name))
-            left.fill_between(steps, accuracy.min(0), accuracy.max(0), color=color, alpha=0.12, linewidth=0)
-            right.plot(steps, shares, color=color, marker=marker, label=word(name))
-        left.set(title=f"{title}: accuracy on test items, %", xlabel="iterations", xticks=steps)
-        right.set(title=f"{title}: J, share of its start", xlabel="iterations", xticks=steps, ylim=(0, 1.05))
-        right.legend(frameon=False, fontsize=8)
-        for axis in (left, right):
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
+            accuracy = np.array([[point["test"] for point in f["grid"].values()] for f in found])
+            _line(left, right, name, steps, accuracy, np.array([f["objective"] for f in found]))
+        _finish(left, right, title)
+    for (title, found), (left, right) in zip(long.items(), axes[len(groups) :], strict=True):
+        for name, one in found.items():
+            _line(left, right, name, one["iterations"], np.array([one["test"]]), np.array([one["objective"]]))
+            left.plot(one["iterations"], 100 * np.array(one["val"]), color=LOOKS[name][0], linestyle=":")
+        _finish(left, right, f"{title}, one run (dotted: validation)")
     figure.savefig(out, dpi=110)
+
+
+def _line(left: Any, right: Any, name: str, steps: Sequence[int], accuracy: Any, objective: Any) -> None:
+    color, marker = LOOKS[name]
+    left.plot(steps, 100 * accuracy.mean(0), color=color, marker=marker, label=word(name))
+    left.fill_between(steps, 100 * accuracy.min(0), 100 * accuracy.max(0), color=color, alpha=0.12, linewidth=0)
+    shares = (objective / objective[:, :1]).mean(0)
+    right.plot(steps, shares, color=color, marker=marker, label=word(name))
+
+
+def _finish(left: Any, right: Any, title: str) -> None:
+    left.set(title=f"{title}: accuracy on test items, %", xlabel="iterations")
+    right.set(title=f"{title}: J, share of its start", xlabel="iterations", ylim=(0, 1.05))
+    right.legend(frameon=False, fontsize=8)
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
