@@ -31,18 +31,18 @@ def draw(groups: dict[str, Sequence[dict[str, Any]]], out: Path) -> None:
             found = [at(run, "inits", "inits", name) for run in runs]
             steps = [int(k) for k in found[0]["grid"]]
             accuracy = np.array([[point["test"] for point in f["grid"].values()] for f in found])
-            _line(left, right, name, steps, accuracy, np.array([f["objective"] for f in found]))
+            _line((left, right), name, steps, accuracy, np.array([f["objective"] for f in found]))
         _finish(left, right, title)
     for (title, found), (left, right) in zip(long.items(), axes[len(groups) :], strict=True):
         for name, one in found.items():
-            _line(left, right, name, one["iterations"], np.array([one["test"]]), np.array([one["objective"]]))
+            _line((left, right), name, one["iterations"], np.array([one["test"]]), np.array([one["objective"]]))
             left.plot(one["iterations"], 100 * np.array(one["val"]), color=LOOKS[name][0], linestyle=":")
         _finish(left, right, f"{title}, one run (dotted: validation)")
     figure.savefig(out, dpi=110)
 
 
-def _line(left: Any, right: Any, name: str, steps: Sequence[int], accuracy: Any, objective: Any) -> None:
-    color, marker = LOOKS[name]
+def _line(axes: tuple[Any, Any], name: str, steps: Sequence[int], accuracy: Any, objective: Any) -> None:
+    (left, right), (color, marker) = axes, LOOKS[name]
     left.plot(steps, 100 * accuracy.mean(0), color=color, marker=marker, label=word(name))
     left.fill_between(steps, 100 * accuracy.min(0), 100 * accuracy.max(0), color=color, alpha=0.12, linewidth=0)
     shares = (objective / objective[:, :1]).mean(0)
