@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..checkpoints import Checkpoint
     from ..statistics import TaskStatistics
 
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -73,6 +74,10 @@ class Plan:
     def code(self, item: Item) -> str:
         """The dtype code in which a tensor comes out."""
         return self.out_dtype if self.out_dtype and item.dtype in FLOATS else item.dtype
+
+    def bytes_of(self, unit: Sequence[Item]) -> int:
+        """Bytes of tensors that are worked on together, as they come out."""
+        return sum(item.numel * _BYTES.get(self.code(item), 8) for item in unit)
 
     def with_parameters(
         self,

@@ -102,7 +102,7 @@ def merge_snapshots(
             def work(unit: tuple[Item, ...]) -> list[Mapping[str, Any]]:
                 return _unit(run, unit, files)
 
-            for unit, entries in ordered(work, units(plan), run.threads, stop):
+            for unit, entries in ordered(work, units(plan), run.threads, stop, size=plan.bytes_of):
                 log += entries
                 for item in unit:
                     run.count.step(item.name)

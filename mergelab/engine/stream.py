@@ -52,7 +52,7 @@ def stream(
             return run.joint(*unit, log=told), entries
         return [run.item(unit[0], kept=kept, fresh=fresh, log=told)], entries
 
-    for unit, (tensors, entries) in ordered(work, units(plan), run.threads, stop):
+    for unit, (tensors, entries) in ordered(work, units(plan), run.threads, stop, size=plan.bytes_of):
         for entry in entries if log is not None else ():
             log(entry)  # type: ignore[misc]
         for item, tensor in zip(unit, tensors, strict=True):

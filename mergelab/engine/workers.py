@@ -16,6 +16,9 @@ from ..progress import Stop
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+#: Results that may wait for one that takes longer, where their size is known.
+_AHEAD_BYTES = 64 * 2**20
+
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 
@@ -64,19 +67,26 @@ def pool(threads: int) -> ThreadPoolExecutor:
 
 
 def ordered(
-    work: Callable[[In], Out], items: Iterable[In], threads: int, stop: Stop | None = None, ahead: int = 2
+    work: Callable[[In], Out],
+    items: Iterable[In],
+    threads: int,
+    stop: Stop | None = None,
+    *,
+    ahead: int = 2,
+    size: Callable[[In], int] | None = None,
 ) -> Iterator[tuple[In, Out]]:
     """``work`` on every item in parallel, results in the items' order, at most ``threads + ahead`` of them ahead.
 
-    The first error is raised in its place; nothing of the rest is started after it, after ``stop``, or once the caller
-    ends the iteration.
+    With ``size``, the bytes that a result takes, there may be more of them while they are small, so that a large item
+    does not leave the other workers without work. The first error is raised in its place; nothing of the rest is
+    started after it, after ``stop``, or once the caller ends the iteration.
     """
     executor = pool(threads)
     waiting: deque[tuple[In, Future[Out]]] = deque()
-    source = iter(items)
+    source, held = iter(items), 0
     try:
         while True:
-            while len(waiting) < threads + ahead:
+            while len(waiting) < threads + ahead or (size is not None and held < _AHEAD_BYTES):
                 if stop is not None:
                     stop.check()
                 try:
@@ -84,9 +94,11 @@ def ordered(
                 except StopIteration:
                     break
                 waiting.append((item, executor.submit(work, item)))
+                held += size(item) if size is not None else 0
             if not waiting:
                 return
             item, future = waiting.popleft()
+            held -= size(item) if size is not None else 0
             result = future.result()
             if stop is not None:
                 stop.check()

@@ -235,7 +235,7 @@ def fisher(
     Matena & Raffel (2022), equation 4; written as start + Σ f F (θ − start) / Σ f F.
     """
     made = system("diag", blocks, work.weights, work.start, floor=floor, relative=relative, normalize=normalize)
-    right, _, _ = made.right(work.experts, work.start)
+    right = made.pull(work.experts, work.start)
     total = made.diagonal()
     delta = torch.where(total > 0, right / total, torch.zeros_like(right))
     floored = 0.0

@@ -57,6 +57,14 @@ class System:
         """Tikhonov term anchored at the start, relative to the mean diagonal (our extension)."""
         self.damping = relative * self.mean_diagonal() if relative else 0.0
 
+    def pull(self, experts: Sequence[Tensor], start: Tensor) -> Tensor:
+        """b = Σ f_m C_m (θ_m − start)."""
+        b, d = torch.zeros_like(start), torch.empty_like(start)
+        for m, expert in enumerate(experts):
+            if self.factors[m]:
+                self.add(m, torch.sub(expert, start, out=d), b)
+        return b
+
     def right(self, experts: Sequence[Tensor], start: Tensor) -> tuple[Tensor, float, float]:
         """(b = Σ f_m C_m d_m, Σ f_m d_mᵀ C_m d_m, Σ ‖f_m C_m d_m‖) with d_m = θ_m − start."""
         b, part, d = torch.zeros_like(start), torch.empty_like(start), torch.empty_like(start)
@@ -124,6 +132,7 @@ class Gram(System):
     def __init__(self, factors: Sequence[float], grams: Sequence[Tensor], *, left: bool, alpha: float = 1.0) -> None:
         super().__init__(factors)
         self._grams, self.left, self._alpha = list(grams), left, alpha
+        self._scratch: Tensor | None = None
         self.sum = torch.zeros_like(grams[0])
         for gram, factor in zip(grams, self.factors, strict=True):
             if factor:
@@ -134,10 +143,16 @@ class Gram(System):
             self.sum.diagonal().copy_(kept)
 
     def add(self, m: int, v: Tensor, out: Tensor) -> Tensor:
-        factor, gram = self.factors[m], self._grams[m]
-        out.addmm_(*((gram, v) if self.left else (v, gram)), alpha=factor * self._alpha)
-        if self._alpha != 1:
-            out.addcmul_(v, _along(gram.diagonal(), self.left), value=factor * (1 - self._alpha))
+        factor, gram, alpha = self.factors[m], self._grams[m], self._alpha
+        if alpha != 1 and gram.numel() < v.numel():  # the smaller of the two is scaled
+            self._scratch = torch.mul(
+                gram, alpha, out=torch.empty_like(gram) if self._scratch is None else self._scratch
+            )
+            self._scratch.diagonal().copy_(gram.diagonal())
+            gram, alpha = self._scratch, 1.0
+        out.addmm_(*((gram, v) if self.left else (v, gram)), alpha=factor * alpha)
+        if alpha != 1:
+            out.addcmul_(v, _along(gram.diagonal(), self.left), value=factor * (1 - alpha))
         return out
 
     def total(self, v: Tensor, out: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -88,25 +89,42 @@ def regmean(
     if not float(made.sum.diagonal().max()):
         work.log(by="init", out=None, stopped="no information")
         return work.start
-    right, _, _ = made.right([matrices(expert, layout, 1)[0] for expert in experts], start)
-    most = _MOST * max(norm(expert) for expert in [*experts, start])
-    found = solve(
-        made.sum, right, left=made.left, ridge=ridge, exact=start.dtype == torch.float64,
-        fits=lambda delta: bool(norm(start + delta) <= most),
-    )  # fmt: skip
-    out = (start + found.delta).view(work.start.shape)
-    size = norm(out)
-    work.log(
-        by=found.by, out=out, ridge=found.ridge, relative_residual=found.residual,
-        warning=_warning(size, most, found.residual),
-        seconds=time.perf_counter() - started,
-    )  # fmt: skip
+    right = made.pull([matrices(expert, layout, 1)[0] for expert in experts], start)
+    largest = _Largest([start, *experts])
+    made_of: list[Tensor] = []
+
+    def fits(delta: Tensor) -> bool:
+        made_of[:] = [start + delta]
+        return largest.times(norm(made_of[0])) <= _MOST
+
+    found = solve(made.sum, right, left=made.left, ridge=ridge, exact=start.dtype == torch.float64, fits=fits)
+    out = (made_of[0] if found.by == "cholesky" else start + found.delta).view(work.start.shape)
+    if context.log is not None:
+        work.log(
+            by=found.by, out=out, ridge=found.ridge, relative_residual=found.residual,
+            warning=_warning(norm(out), largest, found.residual), seconds=time.perf_counter() - started,
+        )  # fmt: skip
     return out
 
 
-def _warning(size: float, most: float, residual: float) -> str:
+class _Largest:
+    """The largest norm of some tensors, looked at one by one only as far as a question needs."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._left, self.norm = list(tensors), 0.0
+
+    def times(self, size: float) -> float:
+        """``size`` over the largest norm, or over one that is already large enough for the answer to be small."""
+        while self._left and not size <= _MOST * self.norm:
+            self.norm = max(self.norm, norm(self._left.pop(0)))
+        return size / self.norm if self.norm else float("inf") if size else 0.0
+
+
+def _warning(size: float, largest: _Largest, residual: float) -> str:
     """What looks wrong about a solution, in words; "" where nothing does."""
-    said = [f"its norm is {size:.3g}, that of the largest model {most / _MOST:.3g}"] if size > most else []
+    said = []
+    if not largest.times(size) <= _MOST:
+        said.append(f"its norm is {size:.3g}, that of the largest model {largest.norm:.3g}")
     if not residual <= RESIDUAL:
         said.append(f"its equations are met to {residual:.1%} only")
     return "; ".join(said)

@@ -96,7 +96,7 @@ class TaskStatistics:
         self.entries: Mapping[str, Entry] = MappingProxyType(
             dict(entries or {}) if pieces is not None else {key: _entry(b) for key, b in self._blocks.items()}
         )
-        self._checked: set[tuple[str, str]] = set()
+        self._checked: dict[tuple[str, tuple[str, ...]], Block] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,7 +118,8 @@ class TaskStatistics:
         """The statistics of tensor ``name``, of these kinds only; None where it has none of them.
 
         Float32 (float64 where they were collected so), A, G and full blocks exactly symmetric. From a file only what
-        is asked for is read, and read again each time. Any thread may ask. Raises StatisticsError for what cannot be
+        is asked for is read, and read again each time; in memory, blocks are checked once and must not change. Any
+        thread may ask. Raises StatisticsError for what cannot be
         statistics: wrong shapes, no symmetry, a negative diagonal, NaN, no rows.
         """
         unknown = [kind for kind in kinds if kind not in KINDS]
@@ -131,9 +132,14 @@ class TaskStatistics:
         if not wanted:
             return None
         if self._pieces is not None:
-            tensors = {piece: self._pieces.read(name, piece) for piece in wanted}
-        else:
+            return self._whole(name, {piece: self._pieces.read(name, piece) for piece in wanted}, entry)
+        key = (name, tuple(wanted))
+        if key not in self._checked:  # in memory they are looked at once
             tensors = {piece: getattr(self._blocks[name], piece) for piece in wanted}
+            self._checked[key] = self._whole(name, tensors, entry)
+        return self._checked[key]
+
+    def _whole(self, name: str, tensors: Mapping[str, Tensor], entry: Entry) -> Block:
         block = Block(**tensors, rows=entry.rows, examples=entry.examples, layout=entry.layout, shape=entry.shape)
         return check_block(block, name, self.where)
 

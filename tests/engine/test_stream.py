@@ -94,6 +94,33 @@ def test_ordered_keeps_the_order_and_looks_ahead_a_little() -> None:
     assert [square for _, square in results] == [n * n for n in range(1, 50)]
 
 
+def test_small_results_may_wait_in_larger_numbers_while_one_takes_long() -> None:
+    """Bytes that wait are what is limited: 64 MB, or the few that are always ahead."""
+    small, large, slow = 2**20, 2**28, threading.Event()
+
+    def started_meanwhile(size: int) -> int:
+        started: list[int] = []
+
+        def work(number: int) -> int:
+            started.append(number)
+            if number == 0:
+                slow.wait(5)
+            return number
+
+        results = ordered(work, range(300), 2, size=lambda _: size)
+        timer = threading.Timer(0.3, slow.set)
+        timer.start()
+        assert next(results) == (0, 0)
+        timer.join()
+        slow.clear()
+        count = len(started)
+        assert [number for number, _ in results] == list(range(1, 300))
+        return count
+
+    assert 60 <= started_meanwhile(small) <= 66
+    assert started_meanwhile(large) <= 5
+
+
 def test_an_error_is_raised_in_its_place_and_ends_the_work() -> None:
     started: list[int] = []
 

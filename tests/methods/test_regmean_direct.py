@@ -10,7 +10,7 @@ import torch
 
 from mergelab.engine import plan, stream
 from mergelab.methods._direct import solve
-from mergelab.methods.regmean import _warning
+from mergelab.methods.regmean import _Largest, _warning
 from mergelab.statistics import Block, TaskStatistics
 
 WIDE = torch.float64
@@ -99,4 +99,5 @@ def test_a_solution_much_larger_than_every_model_is_warned_about(angle: float) -
     ],
 )
 def test_what_looks_wrong_about_a_solution(size: float, residual: float, said: str) -> None:
-    assert _warning(size, 20.0, residual) == said
+    models = [torch.full((4,), 0.5), torch.full((4,), 1.0)]  # norms 1 and 2
+    assert _warning(size, _Largest(models), residual) == said
