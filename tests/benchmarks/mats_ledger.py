@@ -77,7 +77,8 @@ def ledger(zoo_name: str, limit: int, examples: int, joint: dict[str, str]) -> d
         def row(title: str, data: str, command: list[str], out: str | None, more: tuple[str, ...] = ()) -> None:
             told = run([*MERGELAB, *command], place)
             found = accuracy(place, out, suite, limit, list(more)) if out else None
-            rows.append({"title": title, "data": data, "accuracy": found, "command": " ".join(["mergelab", *command]),
+            said = " ".join(["mergelab", *command]).replace(suite, zoo.name)
+            rows.append({"title": title, "data": data, "accuracy": found, "command": said,
                          **{k: told[k] for k in ("seconds", "cpu", "memory")}})  # fmt: skip
             sys.stderr.write(f"{title}: {told['seconds']:.1f} s, {found}\n")
 
@@ -163,8 +164,10 @@ def train_jointly(zoo_name: str, tune: str, images: int, limit: int, epochs: int
 
 def table(found: dict[str, Any]) -> list[str]:
     """The ledger in Markdown."""
-    lines = [f"*{found['zoo']}* ({found['tune']}), {found['limit']} test items a task, {found['threads']} threads, "
-             f"torch {found['torch']}. A method of statistics costs its own row and that of the statistics.", "",
+    lines = [f"`python tests/benchmarks/mats_ledger.py --zoo {found['zoo']} --limit {found['limit']}`: {found['zoo']} "
+             f"({found['tune']}), {found['threads']} threads, torch {found['torch']}. The recipes are those of "
+             "`assets/recipes` over this zoo with its builder's λ. A method of statistics costs its own row and theirs.",
+             "",
              "| what | data | seconds | CPU seconds | peak memory, GB | accuracy, % | command |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in found["rows"]:
