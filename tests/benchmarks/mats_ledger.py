@@ -166,7 +166,7 @@ def table(found: dict[str, Any]) -> list[str]:
     """The ledger in Markdown."""
     lines = [f"`python tests/benchmarks/mats_ledger.py --zoo {found['zoo']} --limit {found['limit']}`: {found['zoo']} "
              f"({found['tune']}), {found['threads']} threads, torch {found['torch']}. The recipes are those of "
-             "`assets/recipes` over this zoo with its builder's λ. A method of statistics costs its own row and theirs.",
+             "`assets/recipes` over this zoo, λ its builder's. A method of statistics costs its own row and theirs.",
              "",
              "| what | data | seconds | CPU seconds | peak memory, GB | accuracy, % | command |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
