@@ -117,13 +117,13 @@ def _how(title: str, runs: Runs, files: Sequence[dict[str, Any]]) -> str:
 
 
 def _judged(judged: Callable[[Runs], Verdict], runs: Runs) -> Verdict:
-    """The verdict over all runs, or the first alone where the others have not measured it."""
-    for count in (len(runs), 1):
+    """The verdict over all runs, or as many of the first as have measured it."""
+    for count in range(len(runs), 0, -1):
         try:
             found = judged(runs[:count])
         except Missing:
             continue
-        return found if count == len(runs) else replace(found, saw=f"{found.saw} (one run)")
+        return found if count == len(runs) else replace(found, saw=f"{found.saw} ({count} of {len(runs)} runs)")
     return Verdict("not measured")
 
 
@@ -150,9 +150,7 @@ def _inits_table(runs: Runs) -> list[str]:
 
 
 def _path_table(runs: Runs) -> list[str]:
-    runs = [run for run in runs if "path" in run["measures"]]
-    if not runs:
-        raise Missing("path")
+    runs = _having(runs, "path")
     lines = []
     for name in at(runs[0], "path"):
         found = [at(run, "path", name) for run in runs]
@@ -170,6 +168,7 @@ def _path_table(runs: Runs) -> list[str]:
 
 
 def _examples_table(runs: Runs) -> list[str]:
+    runs = _having(runs, "examples")
     every = counts(runs)
     lines = [f"| training pictures a task | {' | '.join(every)} |", "|---" * (len(every) + 1) + "|"]
     for name in ("fisher", "regmean", "mats"):
@@ -189,7 +188,16 @@ def _examples_table(runs: Runs) -> list[str]:
     return lines
 
 
+def _having(runs: Runs, name: str) -> Runs:
+    """The runs that measured something; Missing where none did."""
+    found = [run for run in runs if name in run["measures"]]
+    if not found:
+        raise Missing(name)
+    return found
+
+
 def _learned_table(runs: Runs) -> list[str]:
+    runs = _having(runs, "learned")
     lines = ["| model | accuracy | with Surgery (the task known) |", "|---|---|---|"]
     for name in ("task_arithmetic", "task", "layer"):
         cells = [percent(values(runs, "learned", "scores", key, "test")) for key in (name, f"surgery/{name}")]
@@ -198,9 +206,7 @@ def _learned_table(runs: Runs) -> list[str]:
 
 
 def _variants_table(runs: Runs) -> list[str]:
-    runs = [run for run in runs if "variants" in run["measures"]]
-    if not runs:
-        raise Missing("variants")
+    runs = _having(runs, "variants")
     lines = ["| MaTS after 10 iterations from task arithmetic | test | validation |", "|---|---|---|"]
     for name in at(runs[0], "variants"):
         cells = [percent(values(runs, "variants", name, key)) for key in ("test", "val")]
