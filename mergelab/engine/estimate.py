@@ -12,9 +12,6 @@ from .gate import GATE_BYTES
 from .needs import has, statistics_bytes
 from .plan import Plan
 
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1,
-          "U8": 1, "BOOL": 1}  # fmt: skip
-
 # Throughputs of one ordinary core and disk, measured once on a 2-core server and rounded: for an estimate that is right
 # within a factor of three or so, not for a promise.
 _SECONDS_PER_ELEMENT = 2e-9  # one addition per element and model, with reading and checking
@@ -38,7 +35,7 @@ class Estimate:
 
 def output_bytes(plan: Plan) -> int:
     """The exact bytes of all tensors that are written."""
-    return sum(_BYTES.get(plan.code(item), 4) * item.numel for item in plan.items)
+    return plan.bytes_of(plan.items)
 
 
 def estimate(plan: Plan, threads: int) -> Estimate:
@@ -53,7 +50,7 @@ def estimate(plan: Plan, threads: int) -> Estimate:
     for item in plan.items:
         working = item.numel * width * (count + cost.copies + cost.copies_per_model * len(plan.models))
         stored = sum(_stored(checkpoint, item.name) for checkpoint in sources)
-        held.append((working + stored if item.merge else 0) + _BYTES.get(plan.code(item), 4) * item.numel)
+        held.append((working + stored if item.merge else 0) + plan.bytes_of([item]))
     own = [statistics_bytes(plan, item) if plan.statistics and item.merge else 0 for item in plan.items]
     together = sorted(zip(held, own, strict=True), key=sum, reverse=True)[:threads]
     # The gate lets statistics in up to its limit, or a single tensor's.

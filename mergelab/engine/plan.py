@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..checkpoints import Checkpoint
     from ..statistics import TaskStatistics
 
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -76,8 +75,10 @@ class Plan:
         return self.out_dtype if self.out_dtype and item.dtype in FLOATS else item.dtype
 
     def bytes_of(self, unit: Sequence[Item]) -> int:
-        """Bytes of tensors that are worked on together, as they come out."""
-        return sum(item.numel * _BYTES.get(self.code(item), 8) for item in unit)
+        """The exact bytes of some tensors as they come out."""
+        from ..checkpoints import nbytes_of
+
+        return sum(nbytes_of(self.code(item), item.shape) for item in unit)
 
     def with_parameters(
         self,
