@@ -65,13 +65,13 @@ class Head:
         return int((self.weight if self.projection is None else self.projection).shape[1])
 
     def logits(self, features: Tensor) -> Tensor:
-        """Class scores float32 [N, C] of features [N, width]."""
+        """Class scores [N, C] of features [N, width], in the features' dtype and on their device."""
         if self.projection is not None:
-            features = features @ self.projection.float().T
+            features = features @ self.projection.to(features).T
         if self.normalize:
             features = F.normalize(features, dim=-1)
-        scores = self.scale * features @ self.weight.float().T
-        return scores if self.bias is None else scores + self.bias.float()
+        scores = self.scale * features @ self.weight.to(features).T
+        return scores if self.bias is None else scores + self.bias.to(features)
 
 
 def check_head(head: Head, task: Task, width: int, where: str) -> Head:

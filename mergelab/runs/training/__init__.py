@@ -1,0 +1,9 @@
+"""Training runs: recipe in, record and model out; what they cost, and what they are compared with."""
+
+from __future__ import annotations
+
+from .costs import estimate
+from .record import RECORD_FILE, Record
+from .run import News, train
+
+__all__ = ["RECORD_FILE", "News", "Record", "estimate", "train"]

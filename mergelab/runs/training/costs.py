@@ -1,0 +1,100 @@
+"""What a run costs: samples, seconds, memory, bytes sent and stored; before it starts, and after every round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...engine.workers import default_threads
+from ...training.ground import Ground
+from ...training.recipe import TrainRecipe
+from .record import Record
+
+#: Items whose step is timed to say beforehand how long a run takes.
+_TIMED = 16
+
+
+class Meter:
+    """Costs of a run that may go on in several sittings."""
+
+    def __init__(self, before: Mapping[str, Any] | None = None) -> None:
+        self._before = float((before or {}).get("wall_seconds", 0.0))
+        self._peak = int((before or {}).get("peak_bytes", 0))
+        self._started = time.perf_counter()
+
+    def costs(self, record: Record, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """``samples`` that training passed over, ``training_seconds`` of the courses, ``wall_seconds`` of everything,
+        ``peak_bytes`` of this process or its largest worker, ``sent_bytes`` (each task gets a model and gives one back,
+        every round), ``stored_bytes`` of the model."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        courses = [log for r in record.rounds for log in r["courses"].values()]
+        rounds = len(record.rounds)
+        self._peak = max(self._peak, peak_bytes())
+        return {
+            "samples": record.samples, "training_seconds": sum(float(log["wall"]) for log in courses),
+            "wall_seconds": self._before + time.perf_counter() - self._started, "peak_bytes": self._peak,
+            "sent_bytes": 2 * rounds * len(record.tasks) * size if record.kind == "atm" else 0,
+            "stored_bytes": size * (len(record.tasks) if record.kind == "experts" else 1),
+        }  # fmt: skip
+
+
+def peak_bytes() -> int:
+    """The most memory that this process, or the largest of its children, has held; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def estimate(recipe: TrainRecipe, *, device: str = "auto", workers: int = 1) -> dict[str, Any]:
+    """What a run will cost, from the sizes of its data and one timed step: samples, seconds, bytes.
+
+    The step is taken on a few items of the first task and thrown away.
+    """
+    ground = Ground(recipe, device)
+    items = {name: len(ground.lesson(name)) for name in ground.names}
+    per_item = _seconds_per_item(ground)
+    budget, tuning = recipe.budget, recipe.tuning
+    if budget.steps is None:
+        samples = budget.rounds * budget.epochs * sum(items.values())
+    else:
+        samples = budget.rounds * budget.steps * tuning.batch * len(items)
+    own = ground.model.weights.tensors
+    size = sum(own[name].numel() * own[name].element_size() for name in ground.trained())
+    tasks = len(items)
+    side = min(workers, tasks) if recipe.train != "joint" else 1
+    looked = sum(min(recipe.watch.limit or 1000, 1000) for _ in items) * (budget.rounds + 1)
+    shown = 0 if recipe.watch.split == "none" else looked
+    # a forward pass alone takes about a third of a step
+    seconds = samples * per_item / max(1, min(side, default_threads())) + shown * per_item / 3
+    moments = {"adamw": 2, "adam": 2, "momentum": 1}.get(tuning.optimiser, 0) if tuning.tune == "full" else 0
+    return {
+        "samples": samples, "items": items, "seconds": seconds, "rounds": budget.rounds, "tasks": tasks,
+        "memory_bytes": side * size * (3 + moments) + 2 * size,
+        "sent_bytes": 2 * budget.rounds * tasks * size if recipe.train == "atm" else 0,
+        "disk_bytes": size * (2 + (tasks if recipe.train != "joint" else 1) * (1 + moments)),
+        "stored_bytes": size,
+    }  # fmt: skip
+
+
+def _seconds_per_item(ground: Ground) -> float:
+    import torch
+
+    lesson = ground.lesson(ground.names[0])
+    places = torch.arange(min(_TIMED, len(lesson)))
+    names = set(ground.trained())
+    for name, parameter in ground.learner.module.named_parameters():
+        parameter.requires_grad_(name in names)
+    ground.learner.loss(lesson, places).backward()  # the first pass allocates
+    started = time.perf_counter()
+    ground.learner.loss(lesson, places).backward()
+    seconds = time.perf_counter() - started
+    ground.learner.module.zero_grad(set_to_none=True)
+    return seconds / len(places)

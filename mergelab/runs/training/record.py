@@ -1,0 +1,115 @@
+"""The record of a training run: plain data that is written after every round, shown on the page and shipped."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...checkpoints.whole import whole_file
+from ...errors import CheckpointError
+from ...training.recipe import TrainRecipe
+
+FORMAT = "mergelab-training/1"
+RECORD_FILE = "run.json"
+_MOST_BYTES = 64 << 20
+
+
+@dataclass
+class Record:
+    """What a run did so far.
+
+    ``points``: the model before the first round and after each: round, epochs a task, samples, seconds, accuracy and
+    loss by task. ``rounds``: each round's courses by task (or ``all`` for joint training), cosines of its task vectors,
+    their norms, the distance from the start, seconds. ``references``: accuracies of the base and of the suite's own
+    experts on the same items.
+    """
+
+    recipe: TrainRecipe
+    tasks: tuple[str, ...]
+    titles: Mapping[str, str]
+    status: str = "running"
+    watch: Mapping[str, Any] = field(default_factory=dict)
+    references: dict[str, dict[str, float]] = field(default_factory=dict)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    costs: dict[str, Any] = field(default_factory=dict)
+    data_used: str = ""
+    findings: list[str] = field(default_factory=list)
+    chosen: int | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.recipe.train
+
+    @property
+    def samples(self) -> int:
+        """Items that training passes over so far, repeats counted."""
+        return sum(int(log["samples"]) for round_ in self.rounds for log in round_["courses"].values())
+
+    def losses(self) -> list[float]:
+        """The mean loss that each round started from."""
+        return [sum(log["start_loss"] for log in r["courses"].values()) / len(r["courses"]) for r in self.rounds]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; floats to six digits."""
+        out = {
+            "format": FORMAT, "kind": self.kind, "recipe": self.recipe.to_dict(), "hash": self.recipe.hash,
+            "status": self.status, "tasks": list(self.tasks), "titles": dict(self.titles), "watch": dict(self.watch),
+            "references": self.references, "points": self.points, "rounds": self.rounds, "costs": self.costs,
+            "data_used": self.data_used, "findings": self.findings, "chosen": self.chosen,
+        }  # fmt: skip
+        return _plain(out)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = RECORD_FILE) -> Record:
+        """From :meth:`to_dict`; CheckpointError says what a damaged record lacks."""
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+            raise CheckpointError(f"{where}: the format is {str(found)[:40]!r}, this version reads {FORMAT!r}.")
+        try:
+            return cls(
+                TrainRecipe.from_dict(data["recipe"]), tuple(map(str, data["tasks"])), dict(data["titles"]),
+                str(data["status"]), dict(data["watch"]), {k: dict(v) for k, v in data["references"].items()},
+                [dict(p) for p in data["points"]], [dict(r) for r in data["rounds"]], dict(data["costs"]),
+                str(data["data_used"]), [str(f) for f in data["findings"]], data.get("chosen"),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{where} is damaged ({error!r}); start the run anew.") from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Record:
+        """From a run's folder, or a record's file."""
+        path = Path(path).expanduser()
+        path = path / RECORD_FILE if path.is_dir() else path
+        try:
+            if path.stat().st_size > _MOST_BYTES:
+                raise CheckpointError(f"{path.name} is larger than {_MOST_BYTES >> 20} MB, which no record is.")
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError:
+            raise CheckpointError(f"There is no training run at {path.parent}: it has no {path.name}.") from None
+        except (ValueError, RecursionError):
+            raise CheckpointError(f"{path.name} is not valid JSON; start the run anew.") from None
+        return cls.from_dict(data, path.name)
+
+    def write(self, folder: Path) -> None:
+        """Into the run's folder, in one step."""
+        with whole_file(folder / RECORD_FILE, overwrite=True) as partial:
+            partial.write_text(json.dumps(self.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def mean(values: Mapping[str, float]) -> float:
+    return math.fsum(values.values()) / len(values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
