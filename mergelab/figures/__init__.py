@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from .bars import accuracy_bars
 from .heatmap import cosine_heatmap, layer_heatmap
+from .landscape import barriers, checkpoints, landscape
 from .lines import layer_lines
 from .matching import clouds, coefficient_heatmap, solve_curve, step_lines
 from .matching_summary import (
@@ -36,10 +37,13 @@ from .routing_summary import (
     describe_weights,
 )
 from .summary import describe_conflict, describe_cosines, describe_norms, describe_prediction, describe_result
+from .theorem import describe_theorem, theorem_accuracy, theorem_cosines, theorem_errors
 
 __all__ = [
     "Style",
     "accuracy_bars",
+    "barriers",
+    "checkpoints",
     "clouds",
     "coefficient_heatmap",
     "cosine_heatmap",
@@ -60,7 +64,9 @@ __all__ = [
     "describe_rank",
     "describe_result",
     "describe_storage",
+    "describe_theorem",
     "describe_weights",
+    "landscape",
     "layer_heatmap",
     "layer_lines",
     "probability_bars",
@@ -70,5 +76,8 @@ __all__ = [
     "solve_curve",
     "step_lines",
     "style",
+    "theorem_accuracy",
+    "theorem_cosines",
+    "theorem_errors",
     "weight_bars",
 ]

@@ -18,7 +18,7 @@ NAMES = ("ant", "bee")
 def test_the_shelf() -> None:
     assert list(registry()) == sorted([
         "breadcrumbs", "dare_linear", "dare_ties", "linear", "model_stock", "slerp", "task_arithmetic", "ties", "tsv_m",
-        "fisher", "regmean", "regmean_pp", "mats", "adamerging",
+        "fisher", "regmean", "regmean_pp", "mats", "adamerging", "pcgrad",
     ])  # fmt: skip
     assert all(isinstance(method, Method) and method.name == name for name, method in registry().items())
 
