@@ -14,7 +14,7 @@ from typing import Any
 from .. import __version__
 from ..cores import share_cores
 from ..errors import Cancelled, MergeLabError
-from . import calibrating, choosing, dashboard, looking, merging, statistics, surgery, twin, zoos
+from . import calibrating, choosing, dashboard, looking, merging, statistics, surgery, theorem, training, twin, zoos
 
 _EPILOG = """\
 a source is one of
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for part in (merging, choosing, statistics, looking, surgery, calibrating, twin, zoos, dashboard):
+    for part in (merging, choosing, statistics, looking, surgery, calibrating, twin, training, theorem, zoos):
         part.add(verb)
+    dashboard.add(verb)
     return parser

@@ -60,7 +60,12 @@ class Ground:
         return self._lessons[name]
 
     def items(self, name: str, split: str, limit: int | None) -> tuple[Tensor, Tensor]:
-        """Pictures and labels to measure on: of ``test``, of ``val``, or the ``held`` validation items."""
+        """Pictures and labels to measure on: of ``test``, of ``val``, the ``held`` validation items, or those of
+        the ``lesson``."""
+        if split == "lesson":
+            lesson = self.lesson(name)
+            assert isinstance(lesson.inputs, Tensor)
+            return lesson.inputs, lesson.labels
         task = self.suite[name]
         if split != "held":
             images, labels = task.split(split)

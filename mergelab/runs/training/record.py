@@ -62,7 +62,7 @@ class Record:
             "references": self.references, "points": self.points, "rounds": self.rounds, "costs": self.costs,
             "data_used": self.data_used, "findings": self.findings, "chosen": self.chosen,
         }  # fmt: skip
-        return _plain(out)
+        return plain(out)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = RECORD_FILE) -> Record:
@@ -105,11 +105,12 @@ def mean(values: Mapping[str, float]) -> float:
     return math.fsum(values.values()) / len(values)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain data for JSON: floats to six digits, what is not finite as null."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return value

@@ -2,8 +2,8 @@
 
 ``folder`` holds ``run.json`` (the record), ``rounds/`` (states that the next round starts from) and at the end
 ``model/``, a checkpoint like any other (``experts/`` where experts were trained). Every file has its name only once it
-is whole, so that whatever is there when a run is killed is gone on from: a finished expert of an unfinished round is not
-trained again.
+is whole, so that whatever is there when a run is killed is gone on from: a finished expert of an unfinished round is
+not trained again.
 """
 
 from __future__ import annotations
@@ -80,6 +80,22 @@ def train(
             run.ends("failed", str(error))
             raise
     return run.record
+
+
+def start_of(
+    ground: Ground, kept: Kept, stop: Stop | None = None, progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """The tensors that training may change as they are before the first round; a merge's are made once, into a file."""
+    own, names, path, given = ground.model.weights.tensors, ground.trained(), kept.start_file, ground.recipe.start
+    if path is None:
+        return {name: own[name].detach().cpu() for name in names}
+    if statefile.about(path) is None:
+        report(progress, 0, 1, "merging what the run starts from")
+        made = Judge(None, None, stop).merged(given) if isinstance(given, Recipe) else load(str(given))
+        weights = ground.model.prepare(made).tensors
+        kept.save_start({n: t.cpu().contiguous() for n, t in weights.items() if t.is_floating_point()})
+    found = statefile.read(path)
+    return {name: found[name] for name in names}
 
 
 class _Run:
@@ -175,18 +191,8 @@ class _Run:
 
     @cached_property
     def start(self) -> dict[str, Tensor]:
-        """The tensors that training may change as they are before the first round; a merge's are kept in a file."""
-        own, names, path = self.ground.model.weights.tensors, self.ground.trained(), self.kept.start_file
-        if path is None:
-            return {name: own[name].detach().cpu() for name in names}
-        if statefile.about(path) is None:
-            report(self.progress, 0, 1, "merging what the run starts from")
-            given = self.recipe.start
-            made = Judge(None, None, self.stop).merged(given) if isinstance(given, Recipe) else load(str(given))
-            weights = self.ground.model.prepare(made).tensors
-            self.kept.save_start({n: t.cpu().contiguous() for n, t in weights.items() if t.is_floating_point()})
-        found = statefile.read(path)
-        return {name: found[name] for name in names}
+        """The tensors that training may change as they are before the first round."""
+        return start_of(self.ground, self.kept, self.stop, self.progress)
 
     def _tuned(self, number: int, base: Mapping[str, Tensor]) -> Iterator[Tuned]:  # noqa: ARG002  (it is in a file)
         """A round's experts, as files, in the tasks' order however they end."""

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ... import __version__
 from ...checkpoints import load, torch_dtype, write
+from ...checkpoints.whole import whole_folder
 from ...engine.folder import copied_files
 from ...tasks import Head
 from ...training.ground import Ground
@@ -19,7 +20,7 @@ from ...training.work import tensors_of
 from .record import Record
 
 #: The recipe of the run, beside the weights; trained heads, by task.
-RECIPE_FILE, HEADS_FILE = "mergelab_training.json", "heads.safetensors"
+RECIPE_FILE, HEADS_FILE, HEAD_FILE = "mergelab_training.json", "heads.safetensors", "head.safetensors"
 _PAPERS = {"atm": "Alternating Tuning and Merging (Zhou et al., 2024), <https://arxiv.org/abs/2411.03055>",
            "joint": "joint multi-task training", "experts": "fine-tuning"}  # fmt: skip
 
@@ -46,20 +47,21 @@ def write_model(
                                  "data_used": record.data_used}, indent=1, ensure_ascii=False) + "\n",
         "README.md": _card(record, task),
     }  # fmt: skip
-    known = dict(heads or ground.heads)
-    if task is not None:
-        head = known[task]
-        bias = torch.zeros(head.classes) if head.bias is None else head.bias
-        files["head.safetensors"] = save(
-            {"weight": head.weight.float().contiguous(), "bias": bias.float().contiguous()}
-        )
-    elif heads is not None:
-        files[HEADS_FILE] = save(tensors_of(known))
     plan = {name: (info.dtype, tuple(info.shape)) for name, info in source.infos.items()}
-    return write(
-        out, ((name, tensor(name)) for name in source.infos), plan, config=source.config, files=files,
-        metadata={**source.aliases, "mergelab": __version__}, overwrite=True,
-    )  # fmt: skip
+    with whole_folder(out, overwrite=True) as folder:
+        write(
+            folder, ((name, tensor(name)) for name in source.infos), plan, config=source.config, files=files,
+            metadata={**source.aliases, "mergelab": __version__},
+        )  # fmt: skip
+        known = dict(heads or ground.heads)
+        if task is not None:
+            head = known[task]
+            bias = torch.zeros(head.classes) if head.bias is None else head.bias
+            stored = {"weight": head.weight.float().contiguous(), "bias": bias.float().contiguous()}
+            save_file(stored, str(folder / HEAD_FILE))
+        elif heads is not None:
+            save_file(tensors_of(known), str(folder / HEADS_FILE))
+    return out
 
 
 def _card(record: Record, task: str | None) -> str:
