@@ -65,7 +65,7 @@ def rounds(
     held but the running mean where that is the aggregation. ``history``: mean losses at the starts of earlier rounds,
     where a run goes on.
 
-    Raises MergeLabError when the loss at the start of a round has risen twice running: rounds then diverge.
+    Raises MergeLabError when rounds diverge (see :func:`check`).
     """
     losses, now = list(history), dict(base)
     for number in range(first, last + 1):
@@ -87,13 +87,14 @@ def rounds(
 
 
 def check(losses: Sequence[float], number: int) -> None:
-    """Say so when rounds diverge: the loss that rounds start from rose twice running, or is not finite."""
+    """Say so when rounds diverge: the loss that they start from is not finite, or rose twice running and is above where
+    the run began (short rounds go up and down a little on their way down)."""
     if not math.isfinite(losses[-1]):
         raise MergeLabError(f"Round {number} starts from a loss of {losses[-1]}: the merge diverged. {_CURE}")
     if len(losses) < 3:
         return
     least = _RISE * losses[0]
-    if losses[-1] > losses[-2] + least and losses[-2] > losses[-3] + least:
+    if losses[-1] > max(losses[-2] + least, losses[0]) and losses[-2] > losses[-3] + least:
         raise MergeLabError(
             f"The rounds diverge: the mean loss that they start from rose twice running ({losses[-3]:.4g}, "
             f"{losses[-2]:.4g}, {losses[-1]:.4g} before round {number}). {_CURE}"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MergeLabError
-from ..methods._surgery import projected
+from ..methods._surgery import gram, projected
 from ..progress import Progress, Stop, report
 from ..tasks import Head
 from .adapted import Adapted
@@ -145,10 +145,10 @@ class Trainer:
             losses.append(self._backward(i, places, 1.0))
             grads.append([None if p.grad is None else p.grad.clone() for p in self._parameters])
         tower = len(self._adapted.parameters)
-        gram = _gram([grad[:tower] for grad in grads])
+        products = _gram([grad[:tower] for grad in grads])
         random = np.random.default_rng([self.tuning.seed, step])
         orders = [[int(j) for j in random.permutation(len(parts)) if j != i] for i in range(len(parts))]
-        weights = projected(gram, orders).mean(0)
+        weights = projected(products, orders).mean(0)
         for place, parameter in enumerate(self._parameters):
             found = [grad[place] for grad in grads]
             shares = weights if place < tower else torch.full_like(weights, 1 / len(parts))
@@ -252,14 +252,12 @@ def order_of(lesson: Lesson, tuning: Tuning, per_epoch: int) -> Order:
 
 
 def _gram(grads: Sequence[Sequence[Tensor | None]]) -> Tensor:
-    """Inner products [T, T] in float64 of gradients that are given parameter by parameter."""
+    """Inner products [T, T] of gradients that are given parameter by parameter; none is zero."""
     out = torch.zeros(len(grads), len(grads), dtype=torch.float64)
     for parts in zip(*grads, strict=True):
-        if all(part is None for part in parts):
-            continue
-        rows = torch.stack([torch.zeros_like(next(p for p in parts if p is not None)) if part is None else part
-                            for part in parts]).flatten(1).double()  # fmt: skip
-        out += (rows @ rows.T).cpu()
+        like = next((part for part in parts if part is not None), None)
+        if like is not None:
+            out += gram([torch.zeros_like(like) if part is None else part for part in parts]).cpu()
     return out
 
 

@@ -161,5 +161,6 @@ def test_rounds_that_diverge_stop_with_a_sentence():
 
 def test_small_noise_near_the_end_is_no_divergence():
     check([2.0, 0.010, 0.011, 0.012], 4)
+    check([2.0, 0.5, 0.6, 0.7], 4)  # still far below where it began
     with pytest.raises(MergeLabError, match="starts from a loss of nan"):
         check([1.0, float("nan")], 2)

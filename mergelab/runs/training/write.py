@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ... import __version__
 from ...checkpoints import load, torch_dtype, write
-from ...checkpoints.whole import whole_folder
+from ...checkpoints.whole import whole_file
 from ...engine.folder import copied_files
 from ...tasks import Head
 from ...training.ground import Ground
@@ -48,20 +48,24 @@ def write_model(
         "README.md": _card(record, task),
     }  # fmt: skip
     plan = {name: (info.dtype, tuple(info.shape)) for name, info in source.infos.items()}
-    with whole_folder(out, overwrite=True) as folder:
-        write(
-            folder, ((name, tensor(name)) for name in source.infos), plan, config=source.config, files=files,
-            metadata={**source.aliases, "mergelab": __version__},
-        )  # fmt: skip
-        known = dict(heads or ground.heads)
-        if task is not None:
-            head = known[task]
-            bias = torch.zeros(head.classes) if head.bias is None else head.bias
-            stored = {"weight": head.weight.float().contiguous(), "bias": bias.float().contiguous()}
-            save_file(stored, str(folder / HEAD_FILE))
-        elif heads is not None:
-            save_file(tensors_of(known), str(folder / HEADS_FILE))
+    write(
+        out, ((name, tensor(name)) for name in source.infos), plan, config=source.config, files=files,
+        metadata={**source.aliases, "mergelab": __version__}, overwrite=True,
+    )  # fmt: skip
+    known = dict(heads or ground.heads)
+    if task is not None:
+        head = known[task]
+        bias = torch.zeros(head.classes) if head.bias is None else head.bias
+        _beside(out / HEAD_FILE, {"weight": head.weight.float().contiguous(), "bias": bias.float().contiguous()})
+    elif heads is not None:
+        _beside(out / HEADS_FILE, tensors_of(known))
     return out
+
+
+def _beside(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Heads go in after the weights; a run that is killed in between is not done, and writes both again."""
+    with whole_file(path, overwrite=True) as partial:
+        save_file(dict(tensors), str(partial), metadata={"format": "pt"})
 
 
 def _card(record: Record, task: str | None) -> str:
