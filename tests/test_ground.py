@@ -15,7 +15,7 @@ import pytest
 HOUSE = [
     "cli", "dashboard", "figures", "runs", "zoo", "training", "routing", "calibration", "analysis",
     "tasks", "models", "api", "engine", "methods", "statistics", "checkpoints", "recipe",
-    "progress", "paths", "cores", "memory", "errors",
+    "executor", "progress", "paths", "cores", "memory", "errors",
 ]  # fmt: skip
 ALONE = {"figures"}  # imports no other room
 
