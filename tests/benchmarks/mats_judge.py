@@ -74,7 +74,7 @@ def _largest_rise(objective: list[float]) -> float:
 def few_examples(runs: Runs) -> Verdict:
     told = []
     for name in ("fisher", "regmean", "mats"):
-        curve = {n: mean(values(runs, "examples", n, name)) for n in counts(runs)}
+        curve = {n: mean(values(having(runs, n), "examples", n, name)) for n in counts(runs)}
         best = max(curve.values())
         enough = next(n for n, value in curve.items() if value >= best - 0.01)
         told.append(f"{word(name)} {enough}")
@@ -109,7 +109,14 @@ def inits(runs: Runs) -> list[str]:
 
 
 def counts(runs: Runs) -> list[str]:
-    return list(at(runs[0], "examples"))
+    """Numbers of examples that any run has."""
+    every = {n for run in runs for n in at(run, "examples")}
+    return sorted(every, key=int)
+
+
+def having(runs: Runs, count: str) -> Runs:
+    """The runs that took so many examples; large numbers were taken by some only."""
+    return [run for run in runs if count in at(run, "examples")]
 
 
 def word(name: str) -> str:

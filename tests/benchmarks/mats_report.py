@@ -11,6 +11,7 @@ from mats_judge import (
     better_than_init,
     counts,
     few_examples,
+    having,
     inits,
     learned_order,
     not_monotone,
@@ -81,9 +82,11 @@ def grouped(files: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         for run in file["runs"]:
             key = (run["zoo"], run["seed"], ", ".join(run.get("some", [])))
             if key in runs:
-                old = runs[key]
-                runs[key] = {**old, "measures": {**old["measures"], **run["measures"]},
-                             "seconds": {**old["seconds"], **run["seconds"]}}  # fmt: skip
+                old, few = runs[key], "few_unlabelled"
+                measures = {**old["measures"], **run["measures"]}
+                if few in old["measures"] and few in run["measures"]:  # taken in several sittings
+                    measures[few] = {**old["measures"][few], **run["measures"][few]}
+                runs[key] = {**old, "measures": measures, "seconds": {**old["seconds"], **run["seconds"]}}
             else:
                 runs[key] = run
     out: dict[str, list[dict[str, Any]]] = {}
@@ -170,14 +173,16 @@ def _path_table(runs: Runs) -> list[str]:
 def _examples_table(runs: Runs) -> list[str]:
     runs = _having(runs, "examples")
     every = counts(runs)
-    lines = [f"| training pictures a task | {' | '.join(every)} |", "|---" * (len(every) + 1) + "|"]
+    heads = [n if (m := len(having(runs, n))) == len(runs) else f"{n} ({m} run{'s' if m > 1 else ''})" for n in every]
+    lines = [f"| training pictures a task | {' | '.join(heads)} |", "|---" * (len(every) + 1) + "|"]
     for name in ("fisher", "regmean", "mats"):
         if name in at(runs[0], "examples", every[0]):
-            cells = [percent(values(runs, "examples", n, name)) for n in every]
+            cells = [percent(values(having(runs, n), "examples", n, name)) for n in every]
             lines.append(f"| {word(name)}{' (5 iterations)' if name == 'mats' else ''} | {' | '.join(cells)} |")
     try:
-        few = at(runs[0], "few_unlabelled")
-        cells = [f"{n}: {percent(values(runs, 'few_unlabelled', n))}" for n in few]
+        few = sorted({n for run in _having(runs, "few_unlabelled") for n in at(run, "few_unlabelled")}, key=int)
+        taken = {n: [run for run in _having(runs, "few_unlabelled") if n in at(run, "few_unlabelled")] for n in few}
+        cells = [f"{n}: {percent(values(taken[n], 'few_unlabelled', n))} ({len(taken[n])} runs)" for n in few]
         cells.append(f"all: {percent(values(runs, 'learned', 'scores', 'layer', 'test'))}")
         lines += [
             "",
