@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 #: Parts in their order on the page.
-PARTS = ("data", "ledger", "twin")
+PARTS = ("data", "ledger", "training", "twin")
 HEAD = """# Claims, measured
 
 What the papers say, what we saw, whether it holds, and why. Numbers and verdicts are worked out by the programs named
