@@ -56,14 +56,14 @@ def rounds(
     first: int = 1,
     last: int,
     seed: int = 0,
-    history: Sequence[float] = (),
+    history: Sequence[Mapping[str, float]] = (),
     stop: Stop | None = None,
 ) -> Iterator[Round]:
     """The rounds ``first`` to ``last``, one at a time: θ_k = θ_{k−1} + α·(aggregate(θ_1 … θ_T) − θ_{k−1}).
 
     ``tune(k, base)`` gives every task's expert of round k, each trained from that same base; nothing of a round is
-    held but the running mean where that is the aggregation. ``history``: mean losses at the starts of earlier rounds,
-    where a run goes on.
+    held but the running mean where that is the aggregation. ``history``: the tasks' losses at the
+    starts of earlier rounds, where a run goes on.
 
     Raises MergeLabError when rounds diverge (see :func:`check`).
     """
@@ -81,23 +81,29 @@ def rounds(
         began = time.perf_counter()
         now = {**now, **aggregation.merge(now, arriving, seed=seed + number, stop=stop)}
         merging = time.perf_counter() - began - arriving.seconds
-        losses.append(math.fsum(log["start_loss"] for log in logs.values()) / len(logs))
+        losses.append({task: float(log["start_loss"]) for task, log in logs.items()})
         check(losses, number)
         yield Round(number, now, logs, time.perf_counter() - started, merging)
 
 
-def check(losses: Sequence[float], number: int) -> None:
+def check(history: Sequence[Mapping[str, float]], number: int) -> None:
     """Say so when rounds diverge: the loss that they start from is not finite, or rose twice running and is above where
-    the run began (short rounds go up and down a little on their way down)."""
-    if not math.isfinite(losses[-1]):
-        raise MergeLabError(f"Round {number} starts from a loss of {losses[-1]}: the merge diverged. {_CURE}")
-    if len(losses) < 3:
+    the run began (short rounds go up and down a little on their way down).
+
+    ``history``: each round's loss by task before any step; means are over the tasks that all compared rounds have.
+    """
+    last = math.fsum(history[-1].values()) / len(history[-1])
+    if not math.isfinite(last):
+        raise MergeLabError(f"Round {number} starts from a loss of {last}: the merge diverged. {_CURE}")
+    compared = [history[0], *history[-3:]]
+    tasks = set.intersection(*(set(losses) for losses in compared))
+    if len(history) < 3 or not tasks:
         return
-    least = _RISE * losses[0]
-    if losses[-1] > max(losses[-2] + least, losses[0]) and losses[-2] > losses[-3] + least:
+    first, *three = (math.fsum(losses[task] for task in tasks) / len(tasks) for losses in compared)
+    if three[2] > max(three[1] + _RISE * first, first) and three[1] > three[0] + _RISE * first:
         raise MergeLabError(
-            f"The rounds diverge: the mean loss that they start from rose twice running ({losses[-3]:.4g}, "
-            f"{losses[-2]:.4g}, {losses[-1]:.4g} before round {number}). {_CURE}"
+            f"The rounds diverge: the mean loss that they start from rose twice running ({three[0]:.4g}, "
+            f"{three[1]:.4g}, {three[2]:.4g} before round {number}). {_CURE}"
         )
 
 

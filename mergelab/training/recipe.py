@@ -84,7 +84,8 @@ class Watch:
 class TrainRecipe:
     """Everything that determines a training run. Frozen; any instance is well-formed; RecipeError names what is not.
 
-    ``combine`` is how joint training puts gradients together. ``keep_optimiser`` carries AdamW's moments over rounds
+    ``join`` names tasks that take part from a later round on (continual ATM), by the round's number. ``combine`` is how
+    joint training puts gradients together. ``keep_optimiser`` carries AdamW's moments over rounds
     (ATM starts them afresh by default, as its authors do).
     """
 
@@ -98,6 +99,7 @@ class TrainRecipe:
     budget: Budget = field(default_factory=Budget)
     aggregation: Aggregation = field(default_factory=Aggregation)
     tuning: Tuning = field(default_factory=Tuning)
+    join: Mapping[str, int] = field(default_factory=dict)
     combine: str = "mean"
     keep_optimiser: bool = False
     keep: str = "last"
@@ -125,6 +127,7 @@ class TrainRecipe:
             raise RecipeError(f"'images' must be a whole number from 1, not {shown(self.images)}.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise RecipeError(f"'seed' must be a whole number from 0 to 2^31 - 1, not {shown(self.seed)}.")
+        object.__setattr__(self, "join", _joins(self.join, self.tasks, self.budget.rounds))
         if not isinstance(self.keep_optimiser, bool):
             raise RecipeError(f"'keep_optimiser' must be true or false, not {shown(self.keep_optimiser)}.")
         object.__setattr__(self, "tuning", dataclasses.replace(self.tuning, seed=self.seed))
@@ -136,6 +139,10 @@ class TrainRecipe:
             raise RecipeError("'combine: pcgrad' is for joint training; in ATM take the aggregation 'pcgrad'.")
         if self.train != "atm" and self.aggregation != Aggregation():
             raise RecipeError(f"'aggregation' is for atm; {self.train} has no rounds that are merged.")
+        if self.join and self.train != "atm":
+            raise RecipeError(f"'join' is for atm; {self.train} has no rounds that a task could join at.")
+        if self.join and self.tasks is not None and all(self.join.get(task, 1) > 1 for task in self.tasks):
+            raise RecipeError("Every task would 'join' later; at least one takes part from the first round.")
         if self.keep_optimiser and self.train == "atm" and self.tuning.tune == "lora":
             raise RecipeError("'keep_optimiser' needs tune: full; with LoRA every round has new adapters.")
         if self.split == "val" and self.watch.split == "val":
@@ -183,7 +190,8 @@ class TrainRecipe:
         out: dict[str, Any] = {
             "train": self.train, "base_model": self.base_model, "suite": self.suite,
             "tasks": list(self.tasks) if self.tasks else None, "start": start, "split": self.split,
-            "images": self.images, "budget": asdict(self.budget), "aggregation": self.aggregation.to_dict(),
+            "images": self.images, "budget": asdict(self.budget), "join": dict(self.join) or None,
+            "aggregation": self.aggregation.to_dict(),
             "combine": self.combine, "tuning": tuning, "keep_optimiser": self.keep_optimiser,
             "keep": self.keep, "watch": asdict(self.watch), "seed": self.seed, "title": self.title,
         }  # fmt: skip
@@ -225,6 +233,17 @@ class TrainRecipe:
         start = self.start.hash if isinstance(self.start, Recipe) else self.start
         essence = {**{k: v for k, v in data.items() if k not in ("title", "watch")}, "start": start}
         return hashlib.sha256(json.dumps(_canonical(essence), sort_keys=True).encode()).hexdigest()
+
+
+def _joins(value: Any, tasks: tuple[str, ...] | None, rounds: int) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"'join' must be a mapping of tasks to rounds, not {kind(value)}.")
+    for task, number in value.items():
+        if tasks is None or task not in tasks:
+            raise RecipeError(f"'join' names {shown(task)}, which is not among 'tasks'; list all tasks there.")
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= rounds:
+            raise RecipeError(f"{task} must join at a round from 1 to {rounds}, not {shown(number)}.")
+    return dict(value)
 
 
 def _canonical(value: Any) -> Any:

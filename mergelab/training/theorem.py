@@ -128,6 +128,7 @@ def theorem(
             if name == "gd":
                 joint = lab.together(tuning, sums)
             decay = beyond or decay
+            del sums  # before the next optimiser's
     return Theorem(
         tuple(lesson.task for lesson in lessons), rate, adam_rate, weight_decay, steps, optimisers,
         {lesson.task: len(lesson) for lesson in lessons}, {lesson.task: lab.batch(lesson) for lesson in lessons},

@@ -57,24 +57,57 @@ def run(course: Course, progress: Progress | None = None, stop: Stop | None = No
     ground = kept_ground(course.recipe, course.device)
     lessons = _lessons(ground, course)
     start = _start(ground, course.start)
-    told = {"start_loss": start_loss(ground.learner, lessons, start)}
+    part = _Part(course)
+    begun = part.start_loss if part.found else start_loss(ground.learner, lessons, start)
     first, last, per_epoch, total = span(ground, lessons, course.unit)
     trainer = Trainer(
         ground.learner, lessons, ground.recipe.tuning, start, total=total, per_epoch=per_epoch,
         combine=ground.recipe.combine, key=course.unit if course.before is None else 1,
     )  # fmt: skip
     with trainer:
-        if course.before is not None:
+        if part.found:
+            trainer.restore(statefile.read(part.path))
+        elif course.before is not None:
             saved = statefile.read(Path(course.before))
             trainer.restore_moments(saved) if course.moments_only else trainer.restore(saved)
-        epochs = trainer.run(first, last, progress=progress, stop=stop)
-        log = {**told, **logged(epochs, lessons), "wall": time.perf_counter() - started}
+
+        def after(epoch: Epoch) -> None:
+            part.epochs.append(epoch)
+            if epoch.end < last:
+                part.save(trainer, begun)
+
+        trainer.run(part.end or first, last, on_epoch=after, progress=progress, stop=stop)
+        wall = part.seconds + time.perf_counter() - started
+        log = {"start_loss": begun, **logged(part.epochs, lessons), "wall": wall}
         if course.saved is not None:
             statefile.save(Path(course.saved), trainer.saved(), {"key": course.key})
         if course.heads_out is not None:
             statefile.save(Path(course.heads_out), tensors_of(trainer.heads()), {"key": course.key})
         statefile.save(Path(course.out), trainer.state(), {"key": course.key, "log": log})
+    part.path.unlink(missing_ok=True)
     return log
+
+
+class _Part:
+    """A course of several epochs that was cut after one of them: what it goes on from."""
+
+    def __init__(self, course: Course) -> None:
+        self.path, self._key, self._began = Path(f"{course.out}.part"), course.key, time.perf_counter()
+        kept = statefile.about(self.path) or {}
+        self.found = kept.get("key") == course.key
+        self.start_loss = float(kept["start_loss"]) if self.found else 0.0
+        self.seconds = float(kept["seconds"]) if self.found else 0.0
+        self.epochs = [Epoch(**epoch) for epoch in kept["epochs"]] if self.found else []
+
+    @property
+    def end(self) -> int | None:
+        """The step after the last epoch that was kept."""
+        return self.epochs[-1].end if self.epochs else None
+
+    def save(self, trainer: Trainer, begun: float) -> None:
+        told = {"key": self._key, "start_loss": begun, "epochs": [asdict(epoch) for epoch in self.epochs],
+                "seconds": self.seconds + time.perf_counter() - self._began}  # fmt: skip
+        statefile.save(self.path, trainer.saved(), told)
 
 
 def finished(course: Course) -> dict[str, Any] | None:

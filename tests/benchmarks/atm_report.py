@@ -136,15 +136,17 @@ def _rounds(zoo: str, parts: Mapping[str, list[Doc]]) -> list[str]:
 
 
 def _posthoc(zoo: str, parts: Mapping[str, list[Doc]]) -> list[str]:
-    first = next(iter(parts.values()))[0]["runs"]["atm"]["recipe"]
-    lines = [f"## {zoo}: merges refined on at most {first['images']} validation labels a task "
-             f"({first['budget']['rounds']} rounds of an epoch)", "", _command(zoo, next(iter(parts.values())), "posthoc"),
-             "", "| merge | as it is | PH-ATM | joint tuning, same labels | α alone, same labels |", "|---|---|---|---|---|"]  # fmt: skip
-    for name, docs in parts.items():
+    docs = next(iter(parts.values()))
+    first = docs[0]["runs"]["atm"]["recipe"]
+    what = f"at most {first['images']} validation labels a task ({first['budget']['rounds']} rounds of an epoch)"
+    heads = ("merge", "as it is", "PH-ATM", "joint tuning, same labels", "α alone, same labels")
+    lines = [f"## {zoo}: merges refined on {what}", "", _command(zoo, docs, "posthoc"), "",
+             f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]  # fmt: skip
+    for name, found in parts.items():
         cells = []
         for kind in ("start", "atm", "joint", "alpha"):
-            rows = [row for doc in docs for row in doc["table"] if row["kind"] == kind][: len(docs)]
-            cells.append(_spread(rows) if rows else "–")
+            rows = [next((row for row in doc["table"] if row["kind"] == kind), None) for doc in found]
+            cells.append(_spread([row for row in rows if row]) if any(rows) else "–")
         lines.append(f"| {name.removeprefix('posthoc-')} | {' | '.join(cells)} |")
     return lines
 

@@ -124,6 +124,64 @@ def test_an_expert_that_was_finished_when_the_run_was_killed_is_not_trained_agai
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_long_course_goes_on_from_its_last_epoch(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tune: str
+):
+    from mergelab.training import work
+
+    tuning = {"rate": 0.001, "batch": 16, "tune": tune, "rank": 2}
+    told = recipe(zoo, tasks=["colour"], budget={"rounds": 1, "epochs": 4}, tuning=tuning)
+    train(told, tmp_path / "whole")
+    begun = work._Part.save
+
+    def killed(self: Any, *args: Any) -> None:
+        begun(self, *args)
+        if len(self.epochs) == 2:
+            raise Enough
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work._Part, "save", killed)
+        with pytest.raises(MergeLabError, match="colour failed with Enough"):
+            train(told, tmp_path / "cut")
+    torch.manual_seed(7)
+    record = train(told, tmp_path / "cut", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    course = record.rounds[0]["courses"]["colour"]
+    assert len(course["epochs"]) == 4 and course["samples"] == 4 * 60
+
+
+def test_a_task_may_join_later_and_what_is_forgotten_is_said(zoo: Path, tmp_path: Path):
+    told = recipe(zoo, tasks=["grey", "colour"], join={"colour": 3}, budget={"rounds": 4}, tuning={"rate": 1e-5})
+    record = train(told, tmp_path / "run")
+    assert [sorted(round_["courses"]) for round_ in record.rounds] == [["grey"]] * 2 + [["colour", "grey"]] * 2
+    assert record.costs["samples"] == 60 * (4 + 2) == estimate(told, device="cpu")["samples"]
+    lost = {t: max(p["accuracy"][t] for p in record.points) - record.points[-1]["accuracy"][t] for t in record.tasks}
+    assert f"Grey {100 * lost['grey']:.1f}" in record.findings[0]
+    with pytest.raises(RecipeError, match="not among 'tasks'"):
+        recipe(zoo, join={"colour": 2})
+    with pytest.raises(RecipeError, match="colour must join at a round from 1 to 3"):
+        recipe(zoo, tasks=["grey", "colour"], join={"colour": 9})
+    with pytest.raises(RecipeError, match="at least one takes part from the first round"):
+        recipe(zoo, tasks=["grey"], join={"grey": 2})
+
+
+def test_workers_train_the_same_bits(zoo: Path, tmp_path: Path):
+    """Two processes of one thread each against this one with one thread; the second round finds them warm."""
+    from mergelab.executor import executor_of
+
+    told = recipe(zoo, budget={"rounds": 2})
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(told, tmp_path / "here")
+    finally:
+        torch.set_num_threads(before)
+    with executor_of("local", 2, 1) as executor:
+        train(told, tmp_path / "there", executor=executor)
+    assert same(weights(tmp_path / "here"), weights(tmp_path / "there"))
+
+
 def test_one_round_of_the_mean_is_the_average_of_experts_trained_apart(zoo: Path, tmp_path: Path):
     one = recipe(zoo, budget={"rounds": 1, "epochs": 2})
     train(one, tmp_path / "atm")

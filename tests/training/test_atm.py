@@ -160,7 +160,8 @@ def test_rounds_that_diverge_stop_with_a_sentence():
 
 
 def test_small_noise_near_the_end_is_no_divergence():
-    check([2.0, 0.010, 0.011, 0.012], 4)
-    check([2.0, 0.5, 0.6, 0.7], 4)  # still far below where it began
+    check([{"a": loss} for loss in (2.0, 0.010, 0.011, 0.012)], 4)
+    check([{"a": loss} for loss in (2.0, 0.5, 0.6, 0.7)], 4)  # still far below where it began
+    check([{"a": 1.0}, {"a": 0.9, "b": 9.0}, {"a": 0.8, "b": 9.5}], 3)  # a task that joined is no rise
     with pytest.raises(MergeLabError, match="starts from a loss of nan"):
-        check([1.0, float("nan")], 2)
+        check([{"a": 1.0}, {"a": float("nan")}], 2)

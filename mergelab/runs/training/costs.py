@@ -63,7 +63,8 @@ def estimate(recipe: TrainRecipe, *, device: str = "auto", workers: int = 1) -> 
     per_item = _seconds_per_item(ground)
     budget, tuning = recipe.budget, recipe.tuning
     if budget.steps is None:
-        samples = budget.rounds * budget.epochs * sum(items.values())
+        part = {name: budget.rounds - recipe.join.get(name, 1) + 1 for name in items}
+        samples = sum(part[name] * budget.epochs * count for name, count in items.items())
     else:
         samples = budget.rounds * budget.steps * tuning.batch * len(items)
     own = ground.model.weights.tensors

@@ -97,13 +97,16 @@ class Kept:
             return Course(
                 told, tasks, number, str(self.expert(number, name)), f"{recipe.hash}/{number}/{name}", device,
                 start=None if start is None else str(start),
-                before=text(carried and number > 1, before / f"{name}.saved.safetensors"), moments_only=fresh,
+                before=text(carried and number > recipe.join.get(name, 1), before / f"{name}.saved.safetensors"),
+                moments_only=fresh,
                 saved=text(carried and number < recipe.budget.rounds, place / f"{name}.saved.safetensors"),
                 heads=text(trained and fresh and number > 1, before / _HEADS),
                 heads_out=text(trained, place / f"{name}.heads.safetensors"),
             )  # fmt: skip
 
-        return [course(names, ALL)] if recipe.train == "joint" else [course((name,), name) for name in names]
+        if recipe.train == "joint":
+            return [course(names, ALL)]
+        return [course((name,), name) for name in names if recipe.join.get(name, 1) <= number]
 
     def let_go(self, number: int, best: int) -> None:
         """Delete what neither the next round nor the result needs once round ``number`` is in the record."""

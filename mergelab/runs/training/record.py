@@ -50,9 +50,9 @@ class Record:
         """Items that training passes over so far, repeats counted."""
         return sum(int(log["samples"]) for round_ in self.rounds for log in round_["courses"].values())
 
-    def losses(self) -> list[float]:
-        """The mean loss that each round started from."""
-        return [sum(log["start_loss"] for log in r["courses"].values()) / len(r["courses"]) for r in self.rounds]
+    def losses(self) -> list[dict[str, float]]:
+        """The loss by task that each round started from."""
+        return [{name: log["start_loss"] for name, log in r["courses"].items()} for r in self.rounds]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; floats to six digits."""

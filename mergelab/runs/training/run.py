@@ -98,6 +98,17 @@ def start_of(
     return {name: found[name] for name in names}
 
 
+def forgotten(record: Record) -> list[str]:
+    """Where tasks joined later: how far each task is below the best it had (its forgetting), in a sentence."""
+    if not record.recipe.join or not record.points[-1]["accuracy"]:
+        return []
+    last = record.points[-1]["accuracy"]
+    lost = {task: max(point["accuracy"][task] for point in record.points) - last[task] for task in record.tasks}
+    told = ", ".join(f"{record.titles[task]} {100 * value:.1f}" for task, value in lost.items())
+    return [f"Forgetting, points below each task's best: {told}. A task that is added means running all rounds on with "
+            "every task."]  # fmt: skip
+
+
 class _Run:
     """One run under way."""
 
@@ -183,7 +194,7 @@ class _Run:
         for number in range(first, last + 1):
             started = time.perf_counter()
             logs = {tuned.task: dict(tuned.log) for tuned in self._tuned(number, base)}
-            check([*self.record.losses(), mean({task: log["start_loss"] for task, log in logs.items()})], number)
+            check([*self.record.losses(), {task: log["start_loss"] for task, log in logs.items()}], number)
             apart = self.recipe.train == "experts"
             lie = self._geometry(number, self.start, logs) if apart else {}
             state = {} if apart else statefile.read(self.kept.expert(number, ALL))
@@ -278,6 +289,7 @@ class _Run:
     def _finish(self) -> None:
         """Write the model, or the experts, and say that the run is done."""
         record, kept, number = self.record, self.kept, self._best()
+        record.findings += forgotten(record)
         record.chosen, heads = number, self.kept.heads(self._best(), self.ground.heads)
         report(self.progress, 1, 1, "writing the model")
         if self.recipe.train == "experts":
