@@ -14,7 +14,20 @@ from typing import Any
 from .. import __version__
 from ..cores import share_cores
 from ..errors import Cancelled, MergeLabError
-from . import calibrating, choosing, dashboard, looking, merging, statistics, surgery, theorem, training, twin, zoos
+from . import (
+    calibrating,
+    choosing,
+    dashboard,
+    looking,
+    merging,
+    statistics,
+    surgery,
+    theorem,
+    training,
+    training_look,
+    twin,
+    zoos,
+)
 
 _EPILOG = """\
 a source is one of
@@ -71,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for part in (merging, choosing, statistics, looking, surgery, calibrating, twin, training, theorem, zoos):
+    for part in (merging, choosing, statistics, looking, surgery, calibrating, twin, training, training_look, theorem,
+                 zoos):  # fmt: skip
         part.add(verb)
     dashboard.add(verb)
     return parser

@@ -38,6 +38,7 @@ from .routing_summary import (
 )
 from .summary import describe_conflict, describe_cosines, describe_norms, describe_prediction, describe_result
 from .theorem import describe_theorem, theorem_accuracy, theorem_cosines, theorem_errors
+from .training import describe_training, training_curves
 
 __all__ = [
     "Style",
@@ -65,6 +66,7 @@ __all__ = [
     "describe_result",
     "describe_storage",
     "describe_theorem",
+    "describe_training",
     "describe_weights",
     "landscape",
     "layer_heatmap",
@@ -79,5 +81,6 @@ __all__ = [
     "theorem_accuracy",
     "theorem_cosines",
     "theorem_errors",
+    "training_curves",
     "weight_bars",
 ]

@@ -340,6 +340,16 @@ def test_rounds_that_were_let_go_are_missed_by_name(zoo: Path, tmp_path: Path):
         look(tmp_path / "run", what=("shares",))
 
 
+def test_models_without_a_plane_leave_the_rest_to_be_seen(kept: Path, tmp_path: Path):
+    same = tmp_path / "same"
+    shutil.copytree(kept, same)
+    shutil.copy(same / "atm/rounds/00002/state.safetensors", same / "joint/rounds/00002/state.safetensors")
+    found = look(same, limit=2, steps=2, device="cpu")
+    assert "ATM and joint have the same weights" in found["left_out"]["landscape"] and len(found["barriers"]) == 4
+    with pytest.raises(CheckpointError, match="the same weights"):
+        look(same, what=("landscape",), limit=2, steps=2, device="cpu")
+
+
 def test_what_cannot_be_looked_at_is_named(zoo: Path, kept: Path, tmp_path: Path):
     with pytest.raises(CheckpointError, match="no training run at nothing"):
         look(tmp_path / "nothing")

@@ -43,14 +43,15 @@ def first_epoch_share(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     ``first_five``, the shares of the first five; ``moved``, the first epoch's share in the sum of the distances
     ‖θ_e − θ_{e−1}‖ that the weights went in the epochs; ``even``, 1/E. A share is None where the sum is 0.
 
-    "The first epoch dominates" (Figure 3 of ATM, arXiv 2411.03055) is true only relative to any other single epoch:
+    That the first epoch dominates (On Task Vectors and Gradients, arXiv 2508.16082, by ATM's authors) is true only
+    relative to any other single epoch:
 
-    ============  ====  =====  ====  ========  =======  ========  ====
-    ViT-B/16      GTSRB MNIST  SVHN  CIFAR100  EuroSAT  RESISC45  DTD
-    ============  ====  =====  ====  ========  =======  ========  ====
-    first epoch   0.68  0.42   0.40  0.32      0.27     0.23      0.12
-    epochs        11    5      4     6         12       15        76
-    ============  ====  =====  ====  ========  =======  ========  ====
+    ===========  =====  =====  ====  ========  =======  ========  ====
+    ViT-B/16     GTSRB  MNIST  SVHN  CIFAR100  EuroSAT  RESISC45  DTD
+    ===========  =====  =====  ====  ========  =======  ========  ====
+    first epoch  0.68   0.42   0.40  0.32      0.27     0.23      0.12
+    epochs       11     5      4     6         12       15        76
+    ===========  =====  =====  ====  ========  =======  ========  ====
 
     In all but one of these the other epochs together are larger, so the even split belongs beside the share.
 
@@ -184,8 +185,9 @@ def cosines_of(products: Tensor) -> tuple[list[list[float | None]], list[float]]
 def joint_control(joint: Record, model: str | Path) -> TrainRecipe:
     """The recipe of control (d): the joint run's own, but an expert of each task for one round from its ``model``.
 
-    A round has as many epochs or steps as a round of the run. Raises RecipeError where heads were trained along: a
-    checkpoint does not bring them, so the experts would first learn new ones.
+    A round has as many epochs or steps as a round of the run, and the rate's schedule runs over it alone. Raises
+    RecipeError where heads were trained along: a checkpoint does not bring them, so the experts would first learn new
+    ones.
     """
     recipe = joint.recipe
     if recipe.train != "joint":

@@ -15,7 +15,7 @@ from ...checkpoints import load
 from ...errors import CheckpointError
 from ...training.ground import Ground
 from ...training.work import tensors_of
-from .kept import _STATE, Kept
+from .kept import STATE_FILE, Kept
 from .record import RECORD_FILE, Record
 
 #: The folder of the experts that are tuned from the joint model, beside the runs of a comparison.
@@ -32,9 +32,9 @@ class Runs:
     """Runs that started from the same model: those of a comparison's folder (``DIR/atm``, ``DIR/joint`` …), or the one
     whose own folder this is.
 
-    ``records`` by name; ``control`` is the record of ``DIR/control`` where it started from this joint model. A model is a mapping over the
-    tensors that training may change: what a run has not trained is the base's. With ``heads`` those that were trained
-    along are tensors of it too.
+    ``records`` by name; ``control`` is the record of ``DIR/control`` where that started from this joint model. A model
+    is a mapping over the tensors that training may change: what a run has not trained is the base's. With ``heads``
+    those that were trained along are tensors of it too.
 
     Raises CheckpointError for a folder without runs, or with runs that started from different models.
     """
@@ -107,7 +107,7 @@ class Runs:
         """The model of a run after a round, 0 for its start."""
         if not number:
             return self.start(heads)
-        path = self._file(self._kept[name].place(number) / _STATE, name, f"its model after round {number}")
+        path = self._file(self._kept[name].place(number) / STATE_FILE, name, f"its model after round {number}")
         return Filled(path, self.start(), self._heads(name, number) if heads else {})
 
     def expert(self, name: str, number: int, task: str, heads: bool = False) -> State:
@@ -144,7 +144,11 @@ class Filled(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self._over:
             return self._over[name]
-        return self._file[name] if name in self._file and name in self._below else self._below[name]
+        if name not in self._file or name not in self._below:
+            return self._below[name]
+        tensor = self._file[name]
+        self._file.close()  # rounds times tasks are more files than a process may hold open
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         yield from self._below

@@ -17,7 +17,7 @@ from .record import Record
 
 #: What the one course of joint training is called.
 ALL = "all"
-_STATE, _HEADS, _START = "state.safetensors", "heads.safetensors", "start.safetensors"
+STATE_FILE, _HEADS, _START = "state.safetensors", "heads.safetensors", "start.safetensors"
 #: What is in a run's folder; anything else in it is not ours to delete.
 _OURS = {"run.json", "rounds", "model", "experts", "curves.csv", "README.md"}
 
@@ -55,11 +55,11 @@ class Kept:
     # ---- states ------------------------------------------------------------------------------------------------------
 
     def save(self, number: int, state: Mapping[str, Tensor]) -> None:
-        statefile.save(self.place(number) / _STATE, state, {"hash": self.recipe.hash, "round": number})
+        statefile.save(self.place(number) / STATE_FILE, state, {"hash": self.recipe.hash, "round": number})
 
     def state(self, number: int) -> dict[str, Tensor]:
         """The tensors that training changed, after a round."""
-        return statefile.read(self.place(number) / _STATE) if number else {}
+        return statefile.read(self.place(number) / STATE_FILE) if number else {}
 
     def expert(self, number: int, name: str) -> Path:
         return self.place(number) / f"{name}.safetensors"
@@ -87,7 +87,7 @@ class Kept:
         place.mkdir(parents=True, exist_ok=True)
         fresh = recipe.train == "atm"
         carried = not fresh or recipe.keep_optimiser
-        start = before / _STATE if fresh and number > 1 else self.start_file
+        start = before / STATE_FILE if fresh and number > 1 else self.start_file
         trained = recipe.tuning.heads == "trained"
 
         def course(tasks: tuple[str, ...], name: str) -> Course:
@@ -116,5 +116,5 @@ class Kept:
                 shutil.rmtree(place, ignore_errors=True)
             elif at and self.recipe.train == "atm":
                 for path in place.glob("*.safetensors"):
-                    if path.name not in (_STATE, _HEADS) and not path.name.endswith(".saved.safetensors"):
+                    if path.name not in (STATE_FILE, _HEADS) and not path.name.endswith(".saved.safetensors"):
                         path.unlink(missing_ok=True)

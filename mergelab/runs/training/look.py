@@ -9,20 +9,19 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...checkpoints.whole import whole_file
-from ...errors import CheckpointError, MergeLabError, RecipeError, suggest
+from ...errors import Cancelled, CheckpointError, MergeLabError, RecipeError, suggest
 from ...progress import Progress, Stop, report
 from .compare import COMPARE_FILE, read_compare
 from .controls import drift, first_epoch_share, orthogonality
-from .iterates import CONTROL, TITLES, Runs
+from .iterates import CONTROL, Runs
 from .landscape import LIMIT, STEPS, Marked, Pair, barriers, evaluations, landscape, projection
-from .one_shot import _merged as merged_once
-from .one_shot import moved
+from .marks import ends, experts, kept_rounds, merges, numbers, rounds, title_of
 from .record import plain
 from .watch import Watch
 
@@ -30,6 +29,7 @@ FORMAT = "mergelab-look/1"
 PARTS = ("shares", "orthogonality", "landscape", "barriers", "projection")
 SPLITS = ("held", "val", "test")
 _MOST_BYTES = 64 << 20
+_T = TypeVar("_T")
 #: Told before anything is measured: by part, ``evaluations`` of models and ``pictures`` that they look at.
 Told = Callable[[Mapping[str, Mapping[str, int]]], None]
 
@@ -66,31 +66,21 @@ def look(
     part or split, Cancelled after ``stop``.
     """
     started = time.perf_counter()
-    for name in what or ():
-        if name not in PARTS:
-            raise RecipeError(f"There is nothing called {name!r} to look at.{suggest(name, PARTS)}")
-    if split not in SPLITS:
-        raise RecipeError(f"Losses cannot be measured on {split!r}.{suggest(split, SPLITS)}")
-    if steps < 2:
-        raise RecipeError(f"A line and a grid need at least 2 steps, not {steps}.")
+    _check(what, split, steps)
     looking = _Looking(Runs(folder, device), split, limit, steps, stop)
-    parts, left_out = {}, {}
-    for name in what or PARTS:
-        try:
-            parts[name] = looking.part(name)
-        except MergeLabError as error:
-            if what is not None:
-                raise
-            left_out[name] = str(error)
+    left_out: dict[str, str] = {}
+    parts = {name: part for name in what or PARTS
+             if (part := _tried(name, partial(looking.part, name), what, left_out)) is not None}  # fmt: skip
     cost = {name: {"evaluations": part.evaluations, "pictures": part.pictures} for name, part in parts.items()
             if part.evaluations}  # fmt: skip
     if told is not None:
         told(cost)
-    found = {}
+    found: dict[str, Any] = {}
     for at, (name, part) in enumerate(parts.items()):
         if stop is not None:
             stop.check()
-        found[name] = part.make(_share(progress, at, len(parts)))
+        made = _tried(name, partial(part.make, _share(progress, at, len(parts))), what, left_out)
+        found |= {} if made is None else {name: made}
     report(progress, 1, 1, "looked")
     return plain({
         "format": FORMAT, **looking.about(), "cost": cost, "left_out": {**left_out, **looking.left_out},
@@ -98,16 +88,39 @@ def look(
     })  # fmt: skip
 
 
-def checkpoints(runs: Runs, merges: Sequence[Mapping[str, Any]] = (), stop: Stop | None = None) -> dict[str, Any]:
+def _check(what: Sequence[str] | None, split: str, steps: int) -> None:
+    for name in what or ():
+        if name not in PARTS:
+            raise RecipeError(f"There is nothing called {name!r} to look at.{suggest(name, PARTS)}")
+    if split not in SPLITS:
+        raise RecipeError(f"Losses cannot be measured on {split!r}.{suggest(split, SPLITS)}")
+    if steps < 2:
+        raise RecipeError(f"A line and a grid need at least 2 steps, not {steps}.")
+
+
+def _tried(name: str, make: Callable[[], _T], what: Sequence[str] | None, left_out: dict[str, str]) -> _T | None:
+    """What ``make`` gives; where nobody asked for this very part, an error only leaves it out."""
+    try:
+        return make()
+    except Cancelled:
+        raise
+    except MergeLabError as error:
+        if what is not None:
+            raise
+        left_out[name] = str(error)
+        return None
+
+
+def checkpoints(runs: Runs, rows: Sequence[Mapping[str, Any]] = (), stop: Stop | None = None) -> dict[str, Any]:
     """The start, every run's rounds, the experts as they ended and their one-shot merges, projected together.
 
-    ``merges``: rows of a comparison (``read_compare(…)["merges"]``) that are made again from those experts: the mean,
+    ``rows``: merges of a comparison (``read_compare(…)["merges"]``) that are made again from those experts: the mean,
     and each method with its chosen coefficient. They are held in memory; all else is read a tensor at a time. Raises
     CheckpointError where rounds were not kept.
     """
-    models = [*_rounds(runs), *_experts(runs)]
-    models += _merges(runs, merges, stop)
-    paths = {TITLES.get(name, name): [models[0].title, *(f"{TITLES.get(name, name)} {k}" for k in _numbers(runs, name))]
+    models = [*rounds(runs), *experts(runs)]
+    models += merges(runs, rows, stop)
+    paths = {title_of(name): [models[0].title, *(f"{title_of(name)} {k}" for k in numbers(runs, name))]
              for name in runs.wholes}  # fmt: skip
     return projection(models, models[0].state, paths)
 
@@ -144,7 +157,7 @@ class _Looking:
         control = {} if self.runs.control is None else {CONTROL: self.runs.control}
         return {
             "title": self.title or first.recipe.title or "", "tasks": list(first.tasks), "titles": dict(first.titles),
-            "runs": {name: {"kind": record.kind, "title": TITLES.get(name, name), "rounds": len(record.rounds),
+            "runs": {name: {"kind": record.kind, "title": title_of(name), "rounds": len(record.rounds),
                             "epochs": record.points[-1]["epochs"] if record.points else 0}
                      for name, record in (records | control).items()},
             "split": self.split, "items": self.watch.items if "watch" in vars(self) else {},
@@ -179,7 +192,7 @@ class _Looking:
         for name in self.runs.wholes:
             if self.runs.records[name].kind == "atm":
                 try:
-                    ways[name] = _kept_rounds(self.runs, name)
+                    ways[name] = kept_rounds(self.runs, name)
                 except CheckpointError as error:
                     self.left_out["drift"] = str(error)
         if not rows:
@@ -199,7 +212,7 @@ class _Looking:
     def _landscape(self) -> _Part:
         runs = self.runs
         origin, one, two, *_ = self._three()
-        paths = {TITLES.get(name, name): [runs.after(name, k, heads=True) for k in (0, *_numbers(runs, name))]
+        paths = {title_of(name): [runs.after(name, k, heads=True) for k in (0, *numbers(runs, name))]
                  for name in runs.wholes}  # fmt: skip
         count = evaluations(self.steps)
         return _Part(
@@ -211,9 +224,8 @@ class _Looking:
         )  # fmt: skip
 
     def _barriers(self) -> _Part:
-        ends = _ends(self.runs)
-        pairs = [Pair(one, two) for one, two in combinations(ends, 2)]
-        tasks, apart = self.runs.ground.names, _experts(self.runs, heads=True)
+        pairs = [Pair(one, two) for one, two in combinations(ends(self.runs), 2)]
+        tasks, apart = self.runs.ground.names, experts(self.runs, heads=True)
         if apart:  # neighbours, each pair on its own two tasks
             pairs += [Pair(*both, names) for both, names in zip(pairwise(apart), pairwise(tasks), strict=True)]
         if not pairs:
@@ -229,7 +241,7 @@ class _Looking:
         )  # fmt: skip
 
     def _projection(self) -> _Part:
-        _ = [*_rounds(self.runs), *_experts(self.runs)]  # opened, so that what is missing is known
+        _ = [*rounds(self.runs), *experts(self.runs)]  # opened, so that what is missing is known
 
         def make(progress: Progress) -> dict[str, Any]:
             report(progress, 0, 1, "projecting models")
@@ -240,12 +252,12 @@ class _Looking:
     def _three(self) -> list[Marked]:
         """The plane's models: the start and where runs ended; else experts, or a run's middle round."""
         runs = self.runs
-        found = [*_ends(runs), *_experts(runs, heads=True)]
+        found = [*ends(runs), *experts(runs, heads=True)]
         if len(found) < 3 and runs.wholes:
             name = runs.wholes[0]
             middle = (runs.rounds(name) + 1) // 2
             if middle < runs.rounds(name):
-                title = TITLES.get(name, name)
+                title = title_of(name)
                 found.append(Marked(f"{title} {middle}", runs.after(name, middle, heads=True), title))
         if len(found) < 3:
             raise CheckpointError(
@@ -253,73 +265,6 @@ class _Looking:
                 "training (--beside joint)."
             )
         return found[:3]
-
-
-# ---- the models of a folder ------------------------------------------------------------------------------------------
-
-
-def _numbers(runs: Runs, name: str) -> range:
-    return range(1, runs.rounds(name) + 1)
-
-
-def _start(runs: Runs, heads: bool = False) -> Marked:
-    plain_base = next(iter(runs.records.values())).recipe.start is None
-    return Marked("base" if plain_base else "start", runs.start(heads), "base", "base")
-
-
-def _whole(runs: Runs, name: str, number: int, title: str, heads: bool = False) -> Marked:
-    state = runs.after(name, number, heads)
-    return Marked(title, state, TITLES.get(name, name), "merged" if runs.records[name].kind == "atm" else "kept")
-
-
-def _ends(runs: Runs) -> list[Marked]:
-    """The start, and every run's last model, with heads where those were trained."""
-    ended = [_whole(runs, name, runs.rounds(name), TITLES.get(name, name), heads=True) for name in runs.wholes]
-    return [_start(runs, heads=True), *ended]
-
-
-def _rounds(runs: Runs) -> list[Marked]:
-    """The start, and every run's model after every round."""
-    rounds = [_whole(runs, name, k, f"{TITLES.get(name, name)} {k}") for name in runs.wholes
-              for k in _numbers(runs, name)]  # fmt: skip
-    return [_start(runs), *rounds]
-
-
-def _experts(runs: Runs, heads: bool = False) -> list[Marked]:
-    """The experts that were trained apart, as they ended; none where there is no such run."""
-    name = runs.apart
-    if name is None:
-        return []
-    record, number = runs.records[name], runs.rounds(name)
-    titles = dict(record.titles) if len(set(record.titles.values())) == len(record.tasks) else {}
-    return [Marked(titles.get(task, task), runs.expert(name, number, task, heads), "experts", "experts")
-            for task in record.tasks]  # fmt: skip
-
-
-def _kept_rounds(runs: Runs, name: str) -> tuple[list[Any], list[dict[str, Any]]]:
-    """The models and the experts of all rounds, as :func:`~.controls.drift` takes them."""
-    tasks, numbers = runs.records[name].tasks, _numbers(runs, name)
-    experts = [{task: runs.expert(name, k, task) for task in tasks} for k in numbers]
-    return [runs.after(name, k) for k in (0, *numbers)], experts
-
-
-def _merges(runs: Runs, rows: Sequence[Mapping[str, Any]], stop: Stop | None) -> list[Marked]:
-    """One-shot merges of the experts as they ended, made again as a comparison's rows say."""
-    name = runs.apart
-    if name is None or not rows:
-        return []
-    record, number = runs.records[name], runs.rounds(name)
-    last = record.points[-1]["epochs"]
-    files = {task: runs.expert_file(name, number, task) for task in record.tasks}
-    start, out = runs.start(), []
-    for row in rows:
-        if row["epochs"] != last or not (row["tuned"] or row["method"] == "mean"):
-            continue
-        method, alpha = row["method"], row["parameters"].get("alpha", 1.0)
-        made = moved(start, merged_once(method, start, files, record.recipe.seed, stop), alpha)
-        title = "average" if method == "mean" else f"{method} {alpha:g}"
-        out.append(Marked(title, {**start, **made}, "one-shot merges"))
-    return out
 
 
 def _share(progress: Progress | None, at: int, of: int) -> Progress:
@@ -331,8 +276,8 @@ def _share(progress: Progress | None, at: int, of: int) -> Progress:
 
 def write_look(document: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> Path:
     """Into one file, whole or not at all."""
-    with whole_file(path, overwrite=overwrite) as partial:
-        partial.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole_file(path, overwrite=overwrite) as unfinished:
+        unfinished.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
     return Path(path)
 
 

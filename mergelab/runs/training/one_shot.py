@@ -35,9 +35,9 @@ def merges(
     methods: Sequence[str] = METHODS, epochs: float, seed: int = 0, stop: Stop | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The mean of the experts, and each of ``methods`` with α = 1 and with the α that held items choose."""
-    rows = [_row(MEAN, None, False, epochs, watch, _merged(MEAN, start, experts, seed, stop), stop)]
+    rows = [_row(MEAN, None, False, epochs, watch, merged(MEAN, start, experts, seed, stop), stop)]
     for method in methods:
-        made = _merged(method, start, experts, seed, stop)
+        made = merged(method, start, experts, seed, stop)
         best, value = choose(start, made, grid_of(method), held, stop)
         for alpha, tuned in ((1.0, False), (best, True)):
             row = _row(method, alpha, tuned, epochs, watch, moved(start, made, alpha), stop)
@@ -59,9 +59,10 @@ def moved(start: Mapping[str, Tensor], made: Mapping[str, Tensor], alpha: float)
     return {name: torch.lerp(start[name], tensor, alpha) for name, tensor in made.items()}
 
 
-def _merged(
+def merged(
     method: str, start: Mapping[str, Tensor], experts: Mapping[str, Path], seed: int, stop: Stop | None
 ) -> dict[str, Tensor]:
+    """The experts merged once by a method whose λ, where it has one, is 1."""
     known = () if method == MEAN else [parameter.name for parameter in get(method).parameters]
     told = {"lambda": 1.0} if "lambda" in known else {}
     opened = {name: load(path) for name, path in experts.items()}
