@@ -29,6 +29,8 @@ def report(folders: Sequence[Path]) -> str:
             if parts:
                 found.setdefault(zoo.rstrip("0123456789"), {})[int(seed)] = parts
     lines = [HEAD]
+    theorems = [json.loads(path.read_text(encoding="utf-8")) for folder in folders
+                for path in sorted(folder.glob("theorem/*.json"))]  # fmt: skip
     for zoo, seeds in found.items():
         parts = {name: [seeds[s][name] for s in sorted(seeds) if name in seeds[s]] for name in
                  dict.fromkeys(n for each in seeds.values() for n in each)}  # fmt: skip
@@ -36,6 +38,8 @@ def report(folders: Sequence[Path]) -> str:
             chosen = {key: docs for key, docs in parts.items() if key.split("-")[0] == name and _whole(docs)}
             if chosen:
                 lines += ["", *make(zoo, chosen)]
+    if theorems:
+        lines += ["", *_theorem(theorems)]
     return "\n".join(lines) + "\n"
 
 
@@ -149,6 +153,55 @@ def _posthoc(zoo: str, parts: Mapping[str, list[Doc]]) -> list[str]:
             cells.append(_spread([row for row in rows if row]) if any(rows) else "–")
         lines.append(f"| {name.removeprefix('posthoc-')} | {' | '.join(cells)} |")
     return lines
+
+
+def _theorem(documents: Sequence[Doc]) -> list[str]:
+    """Task vectors against gradients: a row for every rate and optimiser, a column for every number of steps."""
+    first = documents[0]
+    heads = [f"{k} step{'s' if k > 1 else ''}" for k in first["steps"]]
+    lines = [f"## Theorem lab: {first['suite']} ({first['data_used'].split(';')[0]})", ""]
+    for found in documents:
+        told = f"--suite {found['suite']} --base {found['base_model']} --tasks {','.join(found['tasks'])}"
+        how = f"--images {max(found['items'].values())} --rate {found['rate']:g}"
+        lines.append(f"- `python -m mergelab theorem {told} {how} --optimisers {','.join(found['optimisers'])}`")
+    lines += [
+        "",
+        "Relative error of the mean task vector against −kη times the gradient, its cosine, and the merged model's loss "
+        f"and accuracy (the base: {_of(first['base']['loss']):.2f}, {100 * _of(first['base']['accuracy']):.1f} %), in "
+        "float64.",
+        "",
+        f"| optimiser, rate | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    seen: set[tuple[str, float]] = set()
+    for found in documents:
+        for name in found["optimisers"]:
+            rows = [row for row in found["rows"] if row["optimiser"] == name]
+            if (name, rows[0]["rate"]) not in seen:
+                seen.add((name, rows[0]["rate"]))
+                lines.append(f"| {name}, {rows[0]['rate']:g} | {' | '.join(map(_after, rows))} |")
+    lines += ["", "Distance from joint descent (gd), relative: of ATM with a step a round; of one merge at the end.", "",
+              f"| rate | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]  # fmt: skip
+    for found in documents:
+        cells = [f"{_short(row['rounds'])}; {_short(row['apart'])}" for row in found["joint"]]
+        lines.append(f"| {found['rate']:g} | {' | '.join(cells)} |")
+    return lines
+
+
+def _after(row: Doc) -> str:
+    """What a number of steps led to: error, cosine, loss, accuracy."""
+    found = row["mean"]
+    scores = f"{_of(row['loss']):.2f}; {100 * _of(row['accuracy']):.1f} %"
+    return f"{_short(found['error'])}; {found['cosine']:.3f}; {scores}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0e}" if value < 0.001 else f"{value:.2f}"
+
+
+def _of(value: Any) -> float:
+    """The mean over tasks of what is given by task, or of one number."""
+    return mean(value.values()) if isinstance(value, Mapping) else float(value)
 
 
 _PARTS: dict[str, Callable[[str, Mapping[str, list[Doc]]], list[str]]] = {
