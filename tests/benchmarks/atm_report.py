@@ -166,9 +166,9 @@ def _theorem(documents: Sequence[Doc]) -> list[str]:
         lines.append(f"- `python -m mergelab theorem {told} {how} --optimisers {','.join(found['optimisers'])}`")
     lines += [
         "",
-        "Relative error of the mean task vector against −kη times the gradient, its cosine, and the merged model's loss "
-        f"and accuracy (the base: {_of(first['base']['loss']):.2f}, {100 * _of(first['base']['accuracy']):.1f} %), in "
-        "float64.",
+        "Relative error of the mean task vector against −kη times the gradient, its cosine, and the merged model's "
+        f"loss and accuracy, in float64; the base: {_of(first['base']['loss']):.2f} and "
+        f"{100 * _of(first['base']['accuracy']):.1f} %.",
         "",
         f"| optimiser, rate | {' | '.join(heads)} |",
         "|---" * (len(heads) + 1) + "|",
@@ -180,7 +180,7 @@ def _theorem(documents: Sequence[Doc]) -> list[str]:
             if (name, rows[0]["rate"]) not in seen:
                 seen.add((name, rows[0]["rate"]))
                 lines.append(f"| {name}, {rows[0]['rate']:g} | {' | '.join(map(_after, rows))} |")
-    lines += ["", "Distance from joint descent (gd), relative: of ATM with a step a round; of one merge at the end.", "",
+    lines += ["", "Distance from joint descent (gd), relative: of ATM with a step a round; of one merge.", "",
               f"| rate | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]  # fmt: skip
     for found in documents:
         cells = [f"{_short(row['rounds'])}; {_short(row['apart'])}" for row in found["joint"]]
