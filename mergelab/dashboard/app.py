@@ -8,7 +8,22 @@ from typing import Any
 import gradio as gr
 
 from ..paths import assets
-from . import api, data_api, drafts, geometry, merge, models, predict, results, router, router_api, theme, views, work
+from . import (
+    api,
+    data_api,
+    drafts,
+    geometry,
+    merge,
+    models,
+    predict,
+    results,
+    router,
+    router_api,
+    theme,
+    train,
+    views,
+    work,
+)
 from .errors import log
 from .lab import Lab
 from .page import PRIVATE, Page
@@ -42,6 +57,9 @@ def build_app(lab: Lab | None = None, settings: Settings | None = None) -> gr.Bl
             picture=gr.State(first["picture"]),
             prediction=gr.State(first["prediction"]),
         )
+        trained = gr.State(None)  # the model of the visitor's training run after its last round, in plain values
+        # the run's name; outside the tabs, for what is in a tab that was not opened yet is not read from the browser
+        mine = gr.BrowserState(None, storage_key="mergelab-training", secret="mergelab-training")
         gr.HTML(HEADER, elem_id="header")
         with gr.Tabs(selected="merge", elem_id="tabs", overflow_behavior="wrap"):
             with gr.Tab("Models", id="models", elem_id="tab-models"):
@@ -51,11 +69,13 @@ def build_app(lab: Lab | None = None, settings: Settings | None = None) -> gr.Bl
             with gr.Tab("Results", id="results", elem_id="tab-results"):
                 shown_results = results.build(page, first)
             with gr.Tab("Geometry", id="geometry", elem_id="tab-geometry") as tab:
-                geometry.build(page, tab)
+                geometry.build(page, tab, trained)
             with gr.Tab("Router", id="router", elem_id="tab-router"):
                 router.build(page, first, shown_results)
             with gr.Tab("Predict", id="predict", elem_id="tab-predict"):
-                predict.build(page, first, shown)
+                predict.build(page, first, shown, trained)
+            with gr.Tab("Train", id="train", elem_id="tab-train") as tab:
+                train.build(page, first, shown_results, tab, current=trained, mine=mine)
         api.build(page, first["selection"])
         router_api.build(page, first["selection"])
         data_api.build(page, first["selection"])

@@ -10,14 +10,21 @@ import gradio as gr
 
 from .. import figures
 from ..errors import Cancelled
-from . import views
+from . import train_facts, views
 from .errors import sentence
 from .geometry_tables import WHOLE
 from .jobs import Done, Step
 from .page import CHEAP, COMPUTE, PRIVATE, Page, busy, session_of
 
 
-def build(page: Page, tab: gr.Tab) -> None:
+def build(page: Page, tab: gr.Tab, trained: gr.State) -> None:
+    """Lay the tab out; ``trained`` is the model of the visitor's training run after its last round."""
+    _experts(page, tab)
+    _training(trained)
+
+
+def _experts(page: Page, tab: gr.Tab) -> None:
+    """How the task vectors of the experts on the bench lie."""
     found = gr.State(None)
     gr.HTML(
         '<p class="ml-lead">A task vector is what fine-tuning added to the base. Where they point the same way, '
@@ -82,6 +89,26 @@ def build(page: Page, tab: gr.Tab) -> None:
     )
     found.change(everything, [found, layer], outs, **CHEAP, **PRIVATE)
     layer.input(cosine_view, [found, layer], outs[:3], **CHEAP, **PRIVATE)
+
+
+def _training(trained: gr.State) -> None:
+    """How the task vectors of a training run's last round lie; there once a round has ended."""
+    with gr.Column(visible=False, elem_id="geometry-training") as section:
+        heading = gr.HTML("", elem_id="geometry-training-heading")
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=320):
+                cosines = views.place("Cosine similarity of the training round's task vectors", "training-cosines")
+            with gr.Column(min_width=320):
+                text = gr.Markdown("", elem_id="training-cosine-sentence")
+                table = gr.HTML("", elem_id="training-cosine-table")
+
+    def show_training(model: dict[str, Any] | None) -> list[Any]:
+        if not model or not model.get("cosines"):
+            return [gr.update(visible=False), *views.skip(4)]
+        title = views.heading(f"Task vectors of training, round {model['round']}")
+        return [gr.update(visible=True), title, *train_facts.cosine_view(model)]
+
+    trained.change(show_training, trained, [section, heading, cosines, text, table], **CHEAP, **PRIVATE)
 
 
 def everything(found: dict[str, Any] | None, layer: str) -> list[Any]:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import MergeLabError
 from ..recipe import Recipe
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .train_runs import Runs
 
 #: Seconds that the first page has the cores for itself: it is drawn from shipped numbers and needs no models.
 _FIRST_PAGE = 3.0
@@ -96,6 +100,31 @@ class Lab:
         from ..runs.data_bench import DataBench
 
         return DataBench(self.open(selection))
+
+    def training(self, selection: Mapping[str, Any]) -> Any:
+        """What trains from the base of a selection, and measures what comes of it (a ``TrainBench``)."""
+        from .train_work import TrainBench
+
+        return TrainBench(self.open(selection))
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Visitors' training runs."""
+        from .train_runs import Runs
+
+        return Runs(self)
+
+    def recordings(self) -> dict[str, str]:
+        """Name -> title of the recorded training runs that are shipped."""
+        from .recordings import recordings
+
+        return recordings()
+
+    def recording(self, name: str | None) -> dict[str, Any]:
+        """A recorded training run (see :mod:`mergelab.runs.training.compare`)."""
+        from .recordings import recording
+
+        return recording(name)
 
     def preflight(self, recipe: Recipe) -> dict[str, Any]:
         """The verdict from headers only: ``{"ok", "findings": [{"level", "text", "fix"}], …}``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,8 +19,9 @@ from .work import predict
 _TALL = 330  # pixels of the figure on this tab
 
 
-def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
-    """Lay the tab out; ``merge`` are the Merge tab's components, which show the same prediction."""
+def build(page: Page, first: dict[str, Any], merge: dict[str, Any], trained: gr.State) -> None:
+    """Lay the tab out; ``merge`` are the Merge tab's components, which show the same prediction; ``trained`` is the
+    model of the visitor's training run after its last round, which is asked too."""
     with gr.Row(equal_height=False, elem_id="predict-row"):
         with gr.Column(scale=5, min_width=300):
             inputs = pictures.build(first)
@@ -27,7 +29,8 @@ def build(page: Page, first: dict[str, Any], merge: dict[str, Any]) -> None:
             said, shown = _answers(first["prediction"])
     pictures.wire(page, inputs, said)
     _wire_samples(page, inputs, said, merge)
-    _wire_answers(page, first, said, [*shown, merge["card"], merge["said"], merge["live"]])
+    _wire_answers(page, first, said, [merge["card"], merge["said"], merge["live"]])
+    _wire_trained(page, trained, shown)
 
 
 def _answers(prediction: dict[str, Any] | None) -> tuple[Any, list[Any]]:
@@ -72,7 +75,7 @@ def _wire_samples(page: Page, inputs: pictures.Inputs, said: Any, merge: dict[st
 
 
 def _wire_answers(page: Page, first: dict[str, Any], said: Any, shown: list[Any]) -> None:
-    """Predict whenever the picture changes, and show the prediction on both tabs."""
+    """Predict whenever the picture changes, and show the prediction on the Merge tab (``shown``)."""
 
     def answer(picture: dict[str, Any], draft: Any, selection: dict[str, Any], request: gr.Request) -> Iterator[Any]:
         try:
@@ -95,8 +98,7 @@ def _wire_answers(page: Page, first: dict[str, Any], said: Any, shown: list[Any]
 
     def show(prediction: Mapping[str, Any] | None) -> list[Any]:
         text, card = views.prediction_sentence(prediction), views.picture_card(prediction)
-        tall, table = views.prediction_plot(prediction, height=_TALL), views.prediction_table(prediction)
-        return [card, text, tall, table, card, text, views.prediction_plot(prediction, height=BARS)]
+        return [card, text, views.prediction_plot(prediction, height=BARS)]
 
     inputs, outputs = [page.picture, page.draft, page.selection], [said, page.prediction]
     if first["prediction"] is None and first["result"] is not None:
@@ -105,3 +107,61 @@ def _wire_answers(page: Page, first: dict[str, Any], said: Any, shown: list[Any]
         answer, inputs, outputs, show_progress="hidden", trigger_mode="always_last", **COMPUTE, **PRIVATE
     )
     page.prediction.change(show, page.prediction, shown, **CHEAP, **PRIVATE)
+
+
+def _wire_trained(page: Page, trained: gr.State, shown: list[Any]) -> None:
+    """Show the prediction on this tab, with what the model of a training run says of the same picture."""
+    more = gr.State(None)
+
+    def ask(model: Any, picture: dict[str, Any], prediction: Any) -> Any:
+        """The trained model's rows, and of which picture they are."""
+        if not model or not prediction:
+            return None
+        try:
+            found = page.lab.runs.predict(model, picture)
+        except Exception as error:
+            return {"png": prediction["png"], "rows": [], "why": sentence(error)}
+        return None if found is None else trained_rows(model, found, prediction["png"])
+
+    def show(prediction: Mapping[str, Any] | None, extra: Any) -> list[Any]:
+        said = joined(prediction, extra)
+        text, card = views.prediction_sentence(said), views.picture_card(prediction)
+        plot = views.prediction_plot(said, height=_TALL + (40 if said is not prediction else 0))
+        return [card, text, plot, views.prediction_table(said) + trained_table(said, extra)]
+
+    gr.on(
+        [page.prediction.change, trained.change], ask, [trained, page.picture, page.prediction], more,
+        trigger_mode="always_last", **CHEAP, **PRIVATE,
+    ).then(show, [page.prediction, more], shown, **CHEAP, **PRIVATE)  # fmt: skip
+
+
+def trained_rows(model: Mapping[str, Any], found: Mapping[str, Any], png: str) -> dict[str, Any]:
+    """One more series of class probabilities: ``{"png": the picture, "rows"}``."""
+    series = f"training, round {model['round']}"
+    pairs = zip(found["classes"], found["probabilities"], strict=True)
+    rows = [{"series": series, "role": "kept", "class": str(c), "probability": float(p)} for c, p in pairs]
+    return {"png": png, "rows": rows}
+
+
+def joined(prediction: Mapping[str, Any] | None, extra: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The prediction with the trained model's rows, where both are of the same picture."""
+    if not prediction or not extra or extra["png"] != prediction["png"] or not extra["rows"]:
+        return prediction
+    return {**prediction, "rows": [*prediction["rows"], *extra["rows"]]}
+
+
+def trained_table(prediction: Mapping[str, Any] | None, extra: Mapping[str, Any] | None, top: int = 5) -> str:
+    """The trained model's likeliest classes, below those of the others."""
+    if not prediction or not extra or extra["png"] != prediction["png"]:
+        return ""
+    if not extra["rows"]:
+        return views.note(extra.get("why", ""))
+    ranked = sorted(extra["rows"], key=lambda row: -row["probability"])[:top]
+    cells = [
+        html.escape(row["class"]) + (" ✓" if row["class"] == prediction.get("truth") else "")
+        + f" <small>{row['probability']:.1%}</small>"
+        for row in ranked
+    ]  # fmt: skip
+    body = [[str(place + 1), cell] for place, cell in enumerate(cells)]
+    series = ranked[0]["series"]
+    return views.table(["Place", series.capitalize()], body, f"Likeliest classes of {series}")

@@ -26,6 +26,7 @@ class Settings:
     max_download_gb: float = 8.0  # of one merged checkpoint to download
     queue_size: int = 64
     max_file_mb: int = 5
+    max_train_samples: int | None = None  # pictures that one training run may pass over; None: as many as wanted
     temp: Path = Path("gradio")
 
     @classmethod
@@ -40,6 +41,7 @@ class Settings:
             per_task=max(1, int(_number(environ, "MERGELAB_PER_TASK", cls.per_task))),
             max_models=max(1, int(_number(environ, "MERGELAB_MAX_MODELS", cls.max_models))),
             max_download_gb=_number(environ, "MERGELAB_MAX_DOWNLOAD_GB", 1.0 if public else cls.max_download_gb),
+            max_train_samples=_samples(environ, 4000 if public else None),
             queue_size=int(_number(environ, "MERGELAB_QUEUE", cls.queue_size)),
             temp=Path(environ.get("GRADIO_TEMP_DIR") or home() / "gradio"),
         )
@@ -61,6 +63,12 @@ class Settings:
 
 def _flag(text: str | None) -> bool:
     return (text or "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def _samples(environ: Mapping[str, str], default: int | None) -> int | None:
+    if not environ.get("MERGELAB_MAX_TRAIN_SAMPLES"):
+        return default
+    return max(0, int(_number(environ, "MERGELAB_MAX_TRAIN_SAMPLES", 0)))
 
 
 def _number(environ: Mapping[str, str], name: str, default: float) -> float:

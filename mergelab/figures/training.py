@@ -11,11 +11,11 @@ from .palette import GRID, Style, empty, finish, series_of, short
 
 #: Least distance of two labels at the end of their lines, as a share of the axis.
 _APART = 0.055
-#: Room at the right for those labels, and the width of an entry of the legend, in pixels.
-_LABELS, _ENTRY = 92, 138
+#: Room at the right for those labels, in pixels.
+_LABELS = 92
 #: Points that stand alone share a colour that no line has; each series has its own symbol.
 _POINT = "#B3A100"
-_SYMBOLS = ("star", "hexagon", "bowtie", "pentagon", "hourglass", "star-square")
+_SYMBOLS = ("star", "triangle-down", "bowtie", "square", "hourglass", "pentagon")
 
 
 def training_curves(
@@ -70,7 +70,7 @@ def training_curves(
     right = _LABELS if ends else 16
     figure = finish(figure, height=height + below, margin={"l": 58, "r": right, "t": 12, "b": 52 + below})
     return figure.update_layout(legend={
-        "y": -46 / (height - 64), "font": {"size": 12}, "entrywidth": _ENTRY, "entrywidthmode": "pixels",
+        "y": -46 / (height - 64), "font": {"size": 11}, "entrywidth": 0.46, "entrywidthmode": "fraction",
     })  # fmt: skip
 
 

@@ -23,7 +23,7 @@ LEVELS = [
     {"series": "experts", "role": "experts", "accuracy": 0.9},
     {"series": "base", "role": "base", "accuracy": 0.2},
 ]
-POINTS = [{"series": "once: TIES", "epochs": 1.0, "accuracy": 0.5}, {"series": "once: mean", "epochs": 1.0,
+POINTS = [{"series": "1× TIES", "epochs": 1.0, "accuracy": 0.5}, {"series": "1× mean", "epochs": 1.0,
                                                                    "accuracy": 0.4, "open": True}]  # fmt: skip
 
 
@@ -44,8 +44,8 @@ def test_means_are_bold_tasks_thin_and_levels_dashed_and_dotted():
 
 def test_merges_are_points_and_the_untuned_hollow():
     found = drawn()["traces"]
-    tuned, plain = found["once: TIES"]["marker"]["symbol"], found["once: mean"]["marker"]["symbol"]
-    assert found["once: TIES"]["mode"] == "markers" and plain.endswith("-open") and not tuned.endswith("-open")
+    tuned, plain = found["1× TIES"]["marker"]["symbol"], found["1× mean"]["marker"]["symbol"]
+    assert found["1× TIES"]["mode"] == "markers" and plain.endswith("-open") and not tuned.endswith("-open")
     assert tuned != plain.removesuffix("-open")
 
 
@@ -70,7 +70,7 @@ def test_labels_that_would_lie_on_each_other_move_apart():
         (0.0, "Before the first round ATM is right on 20.0%"),
         (1.0, "After 1 epoch a task ATM is right on 60.0% of the pictures, 67% of what the experts do; it started from "
          "20.0%. Joint training has 5.0 points more (65.0%) after as many pictures. The best merge that is made once "
-         "reaches 50.0% (once: TIES)."),
+         "reaches 50.0% (1× TIES)."),
         (2.0, "Joint training has as much (70.0%)"), (7.0, "Before the first round"),
     ],
 )  # fmt: skip
