@@ -186,6 +186,17 @@ class Trainer:
         mixed = np.random.SeedSequence([self.tuning.seed, names, self.key, more]).generate_state(1)[0]
         torch.manual_seed(int(mixed))
 
+    def loss(self, items: int) -> float:
+        """Mean over tasks of the loss of the weights and heads as they are now, on at most the first ``items`` of each."""
+        with torch.no_grad(), self.learner.training(False):
+            losses = [
+                float(
+                    self.learner.loss(lesson, torch.arange(min(items, len(lesson))), None if head is None else head.now)
+                )
+                for lesson, head in zip(self.lessons, self._heads, strict=True)
+            ]
+        return sum(losses) / len(losses)
+
     # ---- what came out ----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:

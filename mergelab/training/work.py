@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..progress import Progress, Stop
 from ..tasks import Head
 from . import statefile
 from .ground import Ground, kept_ground
-from .learner import Learner, Lesson
+from .learner import Lesson
 from .order import steps_per_epoch
 from .trainer import Epoch, Trainer, lockstep
 
@@ -58,7 +57,6 @@ def run(course: Course, progress: Progress | None = None, stop: Stop | None = No
     lessons = _lessons(ground, course)
     start = _start(ground, course.start)
     part = _Part(course)
-    begun = part.start_loss if part.found else start_loss(ground.learner, lessons, start)
     first, last, per_epoch, total = span(ground, lessons, course.unit)
     trainer = Trainer(
         ground.learner, lessons, ground.recipe.tuning, start, total=total, per_epoch=per_epoch,
@@ -70,6 +68,7 @@ def run(course: Course, progress: Progress | None = None, stop: Stop | None = No
         elif course.before is not None:
             saved = statefile.read(Path(course.before))
             trainer.restore_moments(saved) if course.moments_only else trainer.restore(saved)
+        begun = part.start_loss if part.found else trainer.loss(PROBE)
 
         def after(epoch: Epoch) -> None:
             part.epochs.append(epoch)
@@ -135,14 +134,6 @@ def span(ground: Ground, lessons: list[Lesson], unit: int) -> tuple[int, int, in
         per_epoch = steps_per_epoch(len(lessons[0]), tuning.batch)
     length = budget.steps if budget.steps is not None else budget.epochs * per_epoch
     return (unit - 1) * length, unit * length, per_epoch, budget.rounds * length
-
-
-def start_loss(learner: Learner, lessons: list[Lesson], start: Mapping[str, Tensor]) -> float:
-    """Mean over tasks of the loss of the weights that are started from, on the first items of each task."""
-    learner.load(start)
-    with torch.no_grad(), learner.training(False):
-        losses = [float(learner.loss(lesson, torch.arange(min(PROBE, len(lesson))))) for lesson in lessons]
-    return sum(losses) / len(losses)
 
 
 def logged(epochs: list[Epoch], lessons: list[Lesson]) -> dict[str, Any]:

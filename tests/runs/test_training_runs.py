@@ -278,6 +278,32 @@ def test_the_record_tells_rounds_apart(zoo: Path, tmp_path: Path):
     assert json.loads((tmp_path / "run/run.json").read_text())["format"] == "mergelab-training/1"
 
 
+@pytest.mark.parametrize("kind", ["atm", "joint", "experts"])
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_the_loss_a_round_starts_from_is_that_of_its_weights(zoo: Path, tmp_path: Path, kind: str, tune: str):
+    """Measured on the training items themselves: after round 1, and again before the first step of round 2."""
+    told = recipe(zoo, train=kind, budget={"rounds": 2}, tuning={"rate": 0.002, "batch": 16, "tune": tune, "rank": 2})
+    seen: dict[int, float] = {}
+
+    def news(record: Record, state: Any) -> None:
+        from mergelab.runs.training.watch import Watch
+        from mergelab.training import statefile
+        from mergelab.training.ground import Ground
+
+        if len(record.rounds) == 1:
+            watch = Watch(Ground(told, "cpu"), "lesson", None)
+            if kind == "experts":
+                state = statefile.read(tmp_path / "run/rounds/00001/colour.safetensors")
+            seen.update(watch.measure(state).loss)
+
+    record = train(told, tmp_path / "run", news=news)
+    courses = record.rounds[1]["courses"]
+    if kind == "joint":
+        assert courses["all"]["start_loss"] == pytest.approx(sum(seen.values()) / 2, rel=1e-4)
+    else:
+        assert courses["colour"]["start_loss"] == pytest.approx(seen["colour"], rel=1e-4)
+
+
 def test_rounds_that_are_not_needed_are_let_go(zoo: Path, tmp_path: Path):
     train(recipe(zoo), tmp_path / "run")
     places = sorted(path.name for path in (tmp_path / "run/rounds").iterdir())
