@@ -33,7 +33,8 @@ def build(
     the visitor's run after its last round, which other tabs look at; ``mine``: the run's name, which their browser
     remembers."""
     states = {name: gr.State(None) for name in ("live", "document", "watch", "result", "priced")}
-    out: dict[str, Any] = {**states, "shows": gr.State("run"), "current": current, "mine": mine, "tab": tab}
+    states |= {"shows": gr.State("run"), "held": gr.State(False)}  # or "recorded"; whether a person put the slider back
+    out: dict[str, Any] = {**states, "current": current, "mine": mine, "tab": tab}
     gr.HTML(_LEAD)
     with gr.Row(elem_id="train-row", equal_height=False):
         with gr.Column(scale=6, min_width=290, elem_id="train-left"):

@@ -28,15 +28,15 @@ def wire(page: Page, out: dict[str, Any]) -> None:
             recipe, beside = train_events.asked(page, given, draft, selection)
             run = runs.start(selection, recipe, beside, mine)
         except Exception as error:
-            return [views.status(sentence(error), "error"), *views.skip(4)]
-        return [views.status("Starting …", "busy"), _watching(run), "run", gr.update(visible=False), run.name]
+            return [views.status(sentence(error), "error"), *views.skip(5)]
+        return [views.status("Starting …", "busy"), _watching(run), "run", gr.update(visible=False), False, run.name]
 
     def resume(mine: Any) -> Any:
         try:
             run = runs.resume(mine)
         except Exception as error:
-            return [views.status(sentence(error), "error"), *views.skip(3)]
-        return [views.status("Going on …", "busy"), _watching(run), "run", gr.update(visible=False)]
+            return [views.status(sentence(error), "error"), *views.skip(4)]
+        return [views.status("Going on …", "busy"), _watching(run), "run", gr.update(visible=False), False]
 
     def pause(mine: Any) -> Any:
         return _ask(runs.pause, mine)
@@ -70,7 +70,7 @@ def wire(page: Page, out: dict[str, Any]) -> None:
             await asyncio.sleep(_TICK)
 
     buttons = [out[name] for name in _BUTTONS]
-    begun = [out[name] for name in ("status", "watch", "shows", "own")]
+    begun = [out[name] for name in ("status", "watch", "shows", "own", "held")]
     out["go"].click(
         start, [out["mine"], page.draft, page.selection, *fields], [*begun, out["mine"]],
         **CHEAP, **PRIVATE,
@@ -92,12 +92,13 @@ def _watching(run: Run) -> dict[str, str]:
 
 
 def _ask(verb: Any, mine: Any) -> Any:
-    """Pause or stop; where nothing follows the run any more, look at it once again."""
+    """Pause or stop. What comes of it its follower says: an answer from here could come after that one's last word.
+    Where nothing follows the run any more, it is looked at once again."""
     try:
         run = verb(mine)
     except Exception as error:
         return [views.status(sentence(error)), gr.skip()]
-    return [train_facts.run_line(run), _watching(run) if run.over else gr.skip()]
+    return [gr.skip(), _watching(run) if run.over else gr.skip()]
 
 
 def _buttons(run: Run) -> list[Any]:

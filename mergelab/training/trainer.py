@@ -187,7 +187,7 @@ class Trainer:
         torch.manual_seed(int(mixed))
 
     def loss(self, items: int) -> float:
-        """Mean over tasks of the loss of the weights and heads as they are now, on at most the first ``items`` of each."""
+        """Mean over tasks of the loss as weights and heads are now, on at most the first ``items`` of each."""
         with torch.no_grad(), self.learner.training(False):
             losses = [
                 float(

@@ -238,8 +238,8 @@ def test_the_button_hides_itself_where_nothing_is_shipped(settings, shipped: Pat
     page = build_app(FakeLab(settings), settings)
     assert row(page)["visible"] is True
     opened = handler(page, "open_recorded")
-    said, found, slider, *_, own = opened("starter", None)
-    assert own["visible"] is False and opened("starter", {"runs": {}})[-1]["visible"] is True
+    said, found, slider, *_, own, held = opened("starter", None)
+    assert own["visible"] is held is False and opened("starter", {"runs": {}})[-2]["visible"] is True
     assert "Recorded: Recorded &lt;run&gt;" in said and slider["maximum"] == 2 and found["runs"]
     (shipped / "starter.json").write_text("[")
     assert 'role="alert"' in opened("starter", None)[0]
@@ -386,7 +386,7 @@ def given(**more) -> list:
 
 def test_start_follow_and_pause_on_the_page(page, lab: TrainLab):
     draft = drafts.fresh(METHODS["ties"], SELECTION)
-    said, watch, _, _, name = handler(page, "start")(None, draft, SELECTION, *given())
+    said, watch, *_, name = handler(page, "start")(None, draft, SELECTION, *given())
     assert "Starting" in said and lab.runs.find(name) is not None
 
     async def follow():
@@ -411,14 +411,15 @@ def test_start_follow_and_pause_on_the_page(page, lab: TrainLab):
 def test_the_slider_goes_along_with_new_rounds_and_stays_where_it_was_put(page):
     arrive = handler(page, "arrive")
     one, two = (document(recipe_of(), (), rounds) for rounds in (1, 2))
-    first = arrive(one, 0, [])
+    first = arrive(one, 0, [], False)
     assert first[2]["value"] == 1 and first[2]["label"] == "Round 1 of 2"
     assert first[3]["value"] == ["mnist", "fashion", "emoji"] and first[0]["visible"] is True
-    assert arrive(two, 1, ["mnist"])[2]["value"] == 2
-    assert arrive(two, 0, ["mnist"])[2]["value"] == 0
+    assert arrive(two, 0, ["mnist"], False)[2]["value"] == 2
+    assert arrive(two, 0, ["mnist"], True)[2]["value"] == 0
     assert handler(page, "show_live")(two, "run") is two and handler(page, "show_live")(two, "recorded") is not two
     moved = handler(page, "scrub")(two, 0, ["mnist"])
-    assert moved[0]["label"] == "Before the first round"
+    assert moved[0] is True and moved[1]["label"] == "Before the first round"
+    assert handler(page, "scrub")(two, 2, ["mnist"])[0] is False
 
 
 def test_the_merge_slider_and_the_fields_follow_each_other(page):
