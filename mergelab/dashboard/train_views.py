@@ -16,10 +16,10 @@ from . import views
 
 Document = Mapping[str, Any]
 #: What the runs of a document are called.
-NAMES = {"atm": "ATM", "joint": "joint training", "pcgrad": "joint with PCGrad", "experts": "experts",
+NAMES = {"atm": "ATM", "joint": "joint training", "pcgrad": "joint with PCGrad", "experts": "tuned experts",
          "one_shot": "experts, as long"}  # fmt: skip
 #: The same at the head of a column.
-SHORT = {"joint training": "Joint", "joint with PCGrad": "PCGrad"}
+SHORT = {"joint training": "Joint", "tuned experts": "Tuned", "joint with PCGrad": "PCGrad"}
 #: Where levels stand among the columns of a round's table: after the runs.
 _ORDER = {"experts": 2, "base": 3}
 #: Lines of single tasks are drawn for the other runs too while no more than these are chosen.

@@ -150,21 +150,20 @@ def describe_training(
     here = _at(means, first, shown)
     start = next(float(row["accuracy"]) for row in means if row["series"] == first)
     if not shown or here is None:
-        return f"Before the first round {first} is right on {start:.1%} of the pictures, on average over the tasks."
+        return f"Before the first round: {start:.1%} of the pictures are read rightly, on average over the tasks."
+    share = f", {here / experts:.0%} of what the experts do" if experts else ""
     text = (
-        f"After {shown:g} {'epoch' if shown == 1 else 'epochs'} a task {first} is right on {here:.1%} of the pictures"
+        f"After {shown:g} {'epoch' if shown == 1 else 'epochs'} a task, {first}: {here:.1%} right on average{share}; "
     )
-    text += f", {here / experts:.0%} of what the experts do" if experts else ""
-    text += f"; it started from {start:.1%}."
+    text += f"it started from {start:.1%}."
     beside = _at(means, others[0], shown) if others else None
     if beside is not None:
-        text += (
-            f" {others[0][:1].upper()}{others[0][1:]} has {_gap(beside - here)} ({beside:.1%}) after as many pictures."
-        )
+        name = others[0][:1].upper() + others[0][1:]
+        text += f" {name}: {beside:.1%}, {_gap(beside - here)}, after as many pictures."
     once = [row for row in points if abs(float(row["epochs"]) - shown) < 1e-6]
     if once:
         best = max(once, key=lambda row: float(row["accuracy"]))
-        text += f" The best merge that is made once reaches {best['accuracy']:.1%} ({best['series']})."
+        text += f" The best merge that is made once: {best['accuracy']:.1%} ({best['series']})."
     return text
 
 

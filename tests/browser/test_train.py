@@ -80,7 +80,7 @@ def test_a_short_run_is_watched_paused_and_gone_on_with(open_page):
     page.locator("#train-pause").click()
     expect(page.locator("#train-status")).to_contain_text("which are kept; resume goes on", timeout=SOON)
     expect(page.locator("#train-resume")).to_be_enabled()
-    expect(page.locator("#train-sentence")).to_contain_text("ATM is right on")
+    expect(page.locator("#train-sentence")).to_contain_text("After 1 epoch a task, ATM:")
 
     # whoever comes back finds it
     page.reload()

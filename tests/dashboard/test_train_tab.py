@@ -152,8 +152,8 @@ def test_the_curves_are_the_points_of_the_record():
     assert drawn["experts"]["y"] == [0.9, 0.9] and drawn["experts"]["line"]["dash"] == "dash"
     assert drawn["base"]["y"] == pytest.approx([0.2, 0.2]) and drawn["base"]["line"]["dash"] == "dot"
     assert drawn["1× TIES"]["mode"] == "markers" and drawn["1× TIES"]["y"] == pytest.approx([0.4])
-    assert text.startswith("After 1 epoch a task ATM is right on 49.0% of the pictures, 54% of what the experts do")
-    assert "Joint training has 5.0 points more (54.0%)" in text and "40.0% (1× TIES)" in text
+    assert text.startswith("After 1 epoch a task, ATM: 49.0% right on average, 54% of what the experts do")
+    assert "Joint training: 54.0%, 5.0 points more" in text and "40.0% (1× TIES)" in text
     assert train_views.curves(None, 0, [], {}) == [None, ""]
 
 
@@ -504,3 +504,35 @@ def test_a_tiny_zoo_is_trained_measured_and_asked(tmp_path: Path, monkeypatch):
     assert "stripes" in whole["evaluation"]["tasks"] and whole["evaluation"]["tasks"]["grey"]["n"] == 60
     figure, _ = train_views.curves(run.document, 2, list(recipe.tasks), {})
     assert traces(figure)["ATM"]["x"] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"what": "experts", "one_shot": True, "joint": False}, ({"experts", "one_shot"}, 14, None)),
+        ({"what": "joint"}, ({"joint"}, 0, "Joint training, round 2")),
+        ({"start": "merge", "one_shot": True, "joint": False}, ({"atm", "one_shot"}, 15, "ATM, round 2")),
+    ],
+)  # fmt: skip
+def test_every_kind_of_run_is_shown(tmp_path: Path, monkeypatch, more, expected):
+    runs, merges, label = expected
+    monkeypatch.setenv("MERGELAB_HOME", str(tmp_path / "home"))
+    zoo = moved_zoo(tmp_path / "tiny")
+    lab = Lab(Settings(zoo=str(zoo)))
+    selection = lab.zoo(str(zoo))
+    merge = Recipe("ties", tuple(selection["experts"].values()), base_model=selection["base"], suite=selection["suite"])
+    values = {**VALUES, "tasks": ["grey", "colour"], "images": 16, "batch": 8, **more}
+    run = lab.runs.start(
+        selection, train_form.recipe_of(values, selection, merge, METHODS, 20), train_form.beside(values)
+    )
+    wait(lambda: run.over)
+    assert run.status == "done", run.said
+    assert set(run.document["runs"]) == runs and len(run.document["merges"]) == merges
+    assert (run.result and run.result["label"]) == label
+    for place in range(3):
+        figure, text = train_views.curves(run.document, place, ["grey"], {})
+        assert text and len(json.loads(figure.plot)["data"]) > 2
+        assert "Grey" in train_views.round_view(run.document, place)[1]
+        assert "What it cost" in train_facts.costs_view(run.document)
+    assert (train_facts.cosines_of(run.document, 2) is None) == (more["what"] == "joint" if "what" in more else False)
+    assert "Mean, 95 %" in train_facts.whole_table(run.document)

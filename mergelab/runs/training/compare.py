@@ -67,7 +67,8 @@ def compare(
 
     for at, kind in enumerate(kinds):
         if kind == "alpha":
-            document["merges"] = [*_alpha(recipe, place, device, stop)]
+            others = [row for row in document["merges"] if row["method"] != "alpha"]
+            document["merges"] = [*others, *_alpha(recipe, place, device, stop)]
         else:
             part = recipe if not at else _recipe_of(kind, recipe)
             merging = _Merging(part, place / kind, device, methods, document, stop) if kind == "one_shot" else None
@@ -240,9 +241,10 @@ def interval(scores: Mapping[str, float], items: Mapping[str, int], draws: int =
 
 
 def _shown(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of the merges at every epoch count, those after the first epoch and after the last."""
-    ends = {min((r["epochs"] for r in rows), default=0), max((r["epochs"] for r in rows), default=0)}
-    return [found for found in rows if found["epochs"] in ends]
+    """Of the merges at every epoch count, those after the first epoch and after the last; and the start's own α."""
+    counts = [row["epochs"] for row in rows if row["method"] != "alpha"]
+    ends = {min(counts, default=0), max(counts, default=0)}
+    return [row for row in rows if row["epochs"] in ends or row["method"] == "alpha"]
 
 
 def _name(kind: str, record: Mapping[str, Any]) -> str:
