@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -397,7 +398,9 @@ def test_start_follow_and_pause_on_the_page(page, lab: TrainLab):
                 lab.train_bench.gate.release(2)
         return seen
 
-    seen = asyncio.run(asyncio.wait_for(follow(), SOON))
+    # in a thread of its own: the browser's tests leave a loop running in this one
+    with ThreadPoolExecutor(1) as thread:
+        seen = thread.submit(lambda: asyncio.run(asyncio.wait_for(follow(), SOON))).result()
     documents = [shown[1] for shown in seen if isinstance(shown[1], dict) and "runs" in shown[1]]
     assert train_views.last_round(documents[-1]) == 2 and set(documents[-1]["runs"]) == {"atm", "joint"}
     assert any(isinstance(shown[3], dict) and shown[3].get("label") == "ATM, round 2" for shown in seen)
