@@ -12,3 +12,8 @@ def share_cores() -> None:
     soon as a second program computes, spinning threads hold the cores that the others wait for (7.5 s against 1.7 s).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def available() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -79,3 +79,15 @@ def evaluation_table(result: dict[str, Any], marks: Mapping[str, str] | None = N
             rows.append(f"{row}  {percent(mean['normalised']):>11}")
     rows.append(f"{result['source']} on {result['suite']}; data used: {result['data_used']}; {result['seconds']:.1f} s")
     return "\n".join(rows)
+
+
+def aligned(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Cells as text in columns, the first one to the left."""
+    table = [list(head), *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    )

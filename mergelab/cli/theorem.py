@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MergeLabError
-from .common import Line, Verb, device, positive
+from .common import Line, Verb, aligned, device, positive
 
 _COLUMNS = ("optimiser", "steps", "error", "cosine", "tasks' errors", "moved", "loss", "accuracy, %")
 
@@ -148,16 +148,4 @@ def decay_line(decay: Mapping[str, Any]) -> str:
         f"AdamW's weight decay is the same vector in every task's first step (to {decay['error']:.0e}), so the mean "
         f"keeps all of it: {min(shares):.2%} to {max(shares):.2%} of the tasks' vectors, {decay['mean']:.2%} of their "
         "mean."
-    )
-
-
-def aligned(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    """Cells as text in columns, the first one to the left."""
-    table = [list(head), *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
     )

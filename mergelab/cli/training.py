@@ -65,14 +65,13 @@ def _run(arguments: Any, kind: str) -> int:
 
     recipe = _recipe(arguments, kind)
     beside = [name.strip() for name in arguments.beside.split(",") if name.strip()]
-    cost = estimate(recipe, device=arguments.device, workers=arguments.workers)
+    line = Line()
+    if arguments.estimate or line.live:  # it takes a step, which nobody waits for where nobody looks
+        cost = estimate(recipe, beside=beside, device=arguments.device, workers=arguments.workers)
+        print(json.dumps(cost, indent=2) if arguments.estimate and arguments.json else cost_line(cost, beside))
     if arguments.estimate:
-        print(json.dumps(cost, indent=2) if arguments.json else cost_line(cost, beside))
         return 0
     where = arguments.executor or ("local" if arguments.workers > 1 else "inline")
-    line = Line()
-    if line.live:
-        print(cost_line(cost, beside))
     with executor_of(where, arguments.workers, arguments.threads) as executor:
         found = compare(
             recipe, arguments.out, beside=beside, resume=arguments.resume, overwrite=arguments.overwrite,
@@ -101,11 +100,9 @@ def _recipe(arguments: Any, kind: str) -> Any:
     from ..recipe import Recipe
     from ..training.recipe import TrainRecipe
 
-    changes: dict[str, Any] = {"train": kind}
     found = TrainRecipe.read(arguments.recipe)
-    if kind != found.train:  # what only atm has
-        plain = TrainRecipe("atm", "base", "suite")
-        found = found.replace(train="atm", aggregation=plain.aggregation, keep_optimiser=False, combine="mean")
+    found = found if kind == found.train else found.of_kind(kind)
+    changes: dict[str, Any] = {}
     if arguments.start is not None:
         is_file = Path(arguments.start).suffix.lower() in (".yaml", ".yml", ".json")
         changes["start"] = Recipe.read(arguments.start) if is_file else arguments.start
@@ -128,7 +125,7 @@ def _recipe(arguments: Any, kind: str) -> Any:
 
 def cost_line(cost: Mapping[str, Any], beside: list[str]) -> str:
     """What a run will cost, in one line."""
-    more = f"; {', '.join(beside)} beside it come on top" if beside else ""
+    more = f"; {', '.join(beside)} beside it included" if beside else ""
     sent = f", {cost['sent_bytes'] / 1e9:.1f} GB sent between tasks and server" if cost["sent_bytes"] else ""
     return (
         f"{cost['tasks']} tasks, {cost['rounds']} rounds, {cost['samples']} samples: about {cost['seconds'] / 60:.1f} "

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MergeLabError
-from .common import Line, Verb, device, positive
-from .theorem import aligned
+from .common import Line, Verb, aligned, device, positive
 
 Row = Mapping[str, Any]
 

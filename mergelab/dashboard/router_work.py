@@ -116,7 +116,7 @@ def measure(
     )
     seconds = time.perf_counter() - started
     static = bench.evaluate(twin.shared, per_task=per_task, progress=progress, stop=stop).to_dict()
-    base, experts = work._references(lab, selection, per_task, progress, stop)
+    base, experts = work.references(lab, selection, per_task, progress, stop)
     titles = lab.titles(selection)
     return {
         "id": f"{built['hash'][:12]}/{head}/{mode}/{per_task}", "label": f"{built['label']}, {_short(head)}",

@@ -183,7 +183,7 @@ class Runs:
         assert run.state is not None and run.current is not None
         started = time.perf_counter()
         evaluation = self._lab.training(run.selection).evaluate(run.state, per_task, progress, stop)
-        base, experts = work._references(self._lab, run.selection, per_task, None, stop)
+        base, experts = work.references(self._lab, run.selection, per_task, None, stop)
         name, number = NAMES[run.current["kind"]], run.current["round"]
         used = "; ".join(filter(None, (used, evaluation.get("data_used"))))
         return {

@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 
     from ..training.recipe import TrainRecipe
 
-#: Forward passes that choosing the coefficients of one-shot merges takes a round: merges tried on held items (at most
-#: 40 a task), and merges measured (see :mod:`mergelab.runs.training.one_shot`).
-_TRIED, _HELD, _MEASURED = 18, 40, 7
-#: A forward pass alone, as a share of a step's.
-_FORWARD = 1 / 3
-
 
 class TrainBench:
     """Training from the base of a bench on the tasks of its suite."""
@@ -30,21 +24,11 @@ class TrainBench:
         self.bench = bench
 
     def estimate(self, recipe: TrainRecipe, beside: Sequence[str]) -> dict[str, Any]:
-        """What :func:`mergelab.runs.training.estimate` says, with what stands beside the run in it."""
+        """See :func:`mergelab.runs.training.estimate`."""
         from ..runs.training import estimate
 
         self.bench.warm()  # what a visitor will need anyway; two threads that load the first models trip each other up
-        found = estimate(recipe, device=self.bench.device)
-        tasks, rounds = found["tasks"], found["rounds"]
-        limit = recipe.watch.limit or 1000
-        looked = tasks * limit * (rounds + 1)
-        per_item = found["seconds"] / max(1.0, found["samples"] + looked * _FORWARD)
-        parts = 1 + len({"joint", "one_shot"} & set(beside))
-        seconds = parts * found["seconds"]
-        if "one_shot" in beside:
-            seconds += rounds * tasks * (_TRIED * _HELD + _MEASURED * limit) * _FORWARD * per_item
-        return {**found, "seconds": seconds, "samples": parts * found["samples"], "parts": parts,
-                "disk_bytes": parts * found["disk_bytes"]}  # fmt: skip
+        return estimate(recipe, beside=beside, device=self.bench.device)
 
     def compare(
         self, recipe: TrainRecipe, folder: Path, beside: Sequence[str], *, resume: bool, news: Any, progress: Any,
@@ -92,8 +76,6 @@ class TrainBench:
         return np.asarray(samples[picture.get("place", 0) % len(samples)][1])
 
     def _whole(self, state: Mapping[str, Tensor]) -> Any:
-        """The base's weights with those that training changed in their place."""
-        from ..models import Weights
+        from ..runs.training.watch import whole
 
-        own = self.bench.model().weights.tensors
-        return Weights({**own, **{name: tensor.to(own[name]) for name, tensor in state.items() if name in own}})
+        return whole(self.bench.model(), state)

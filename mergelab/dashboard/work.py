@@ -61,7 +61,7 @@ def result_of(
     if data is not None and evaluation is not None:
         used = "; ".join(filter(None, (data.used(recipe), evaluation.get("data_used"))))
         evaluation = {**evaluation, "data_used": used}
-    base, experts = _references(lab, selection, per_task, progress, stop) if evaluation else (None, None)
+    base, experts = references(lab, selection, per_task, progress, stop) if evaluation else (None, None)
     return {
         "id": id_of(recipe, per_task),
         "label": label(recipe, method, len(selection["experts"])),
@@ -83,7 +83,7 @@ def id_of(recipe: Recipe, per_task: int | None) -> str:
     return f"{recipe.hash[:12]}/{recipe.suite}/{per_task}"
 
 
-def _references(
+def references(
     lab: Lab, selection: Mapping[str, Any], per_task: int | None, progress: Any, stop: Any
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The base and the experts: from shipped predictions, else the base is measured and the experts are left out."""

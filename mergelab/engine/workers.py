@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from ..cores import available
 from ..progress import Stop
 
 In = TypeVar("In")
@@ -36,7 +37,7 @@ if hasattr(os, "register_at_fork"):
 
 def default_threads() -> int:
     """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available()
 
 
 def pool(threads: int) -> ThreadPoolExecutor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+from ..cores import available
 from ..errors import MergeLabError, suggest
 from ..progress import Progress, Stop
 from .answer import failed, in_a_line
@@ -117,6 +117,6 @@ def at_least_one(workers: int | None, threads: int | None) -> None:
 def shared_cores(workers: int | None, threads: int | None) -> tuple[int, int]:
     """(workers, threads of each) that share the cores this process may use, as far as they are not given."""
     at_least_one(workers, threads)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available()
     workers = workers or cores
     return workers, threads or max(1, cores // workers)

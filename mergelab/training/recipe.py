@@ -226,6 +226,11 @@ class TrainRecipe:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    def of_kind(self, kind: str) -> TrainRecipe:
+        """The same tasks, items, budget and tuning for another kind of training, without what only ATM has."""
+        plain = {"aggregation": Aggregation(), "keep_optimiser": False, "join": {}} if kind != "atm" else {}
+        return self.replace(train=kind, combine=self.combine if kind == self.train else "mean", **plain)
+
     @property
     def hash(self) -> str:
         """SHA-256 (hex) of what determines the trained weights: the title and what is watched do not."""

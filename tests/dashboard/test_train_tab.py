@@ -223,7 +223,7 @@ def test_a_recorded_run_opens_and_a_bad_file_is_a_sentence(shipped: Path):
     found = recordings.recordings()
     assert found["starter"] == "Recorded <run>" and found["broken"] == "broken" and found["list"] == "list"
     assert recordings.recording("starter")["runs"].keys() == {"atm", "joint"}
-    for name, word in (("broken", "not valid JSON"), ("list", "not a comparison"), ("other", "not a comparison"),
+    for name, word in (("broken", "not valid JSON"), ("list", "the format is 'list'"), ("other", "the format is 'x'"),
                        ("empty", "no run"), ("half", "damaged"), ("nope", "no such"), ("../starter", "no such"),
                        (None, "no such")):  # fmt: skip
         with pytest.raises(CheckpointError, match=word):

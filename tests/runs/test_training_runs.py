@@ -158,6 +158,8 @@ def test_a_task_may_join_later_and_what_is_forgotten_is_said(zoo: Path, tmp_path
     assert record.costs["samples"] == 60 * (4 + 2) == estimate(told, device="cpu")["samples"]
     lost = {t: max(p["accuracy"][t] for p in record.points) - record.points[-1]["accuracy"][t] for t in record.tasks}
     assert f"Grey {100 * lost['grey']:.1f}" in record.findings[0]
+    found = compare(told, tmp_path / "beside", beside=("joint", "one_shot"), methods=())
+    assert all(run["status"] == "done" for run in found["runs"].values())  # what has no rounds to join has no join
     with pytest.raises(RecipeError, match="not among 'tasks'"):
         recipe(zoo, join={"colour": 2})
     with pytest.raises(RecipeError, match="colour must join at a round from 1 to 3"):
@@ -345,7 +347,9 @@ def test_what_a_run_will_cost_is_what_it_costs(zoo: Path, tmp_path: Path):
     told = recipe(zoo)
     said = estimate(told, device="cpu")
     record = train(told, tmp_path / "run")
-    assert said["samples"] == record.costs["samples"]
+    assert said["samples"] == record.costs["samples"] and said["parts"] == 1
+    both = estimate(told, beside=("joint", "one_shot"), device="cpu")
+    assert both["samples"] == 3 * said["samples"] and both["parts"] == 3
     assert said["sent_bytes"] == record.costs["sent_bytes"]
     assert said["stored_bytes"] == record.costs["stored_bytes"]
 

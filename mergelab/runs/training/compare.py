@@ -7,7 +7,6 @@ of the merge that the run started from, chosen on the very labels that the run t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...checkpoints.whole import whole_file
 from ...errors import CheckpointError, RecipeError, suggest
 from ...executor import Executor
 from ...progress import Progress, Stop, report
-from ...training.aggregate import Aggregation
 from ...training.ground import Ground
 from ...training.recipe import TrainRecipe
+from . import documents
 from .kept import Kept
-from .one_shot import METHODS, choose, grid_of, merges, moved
+from .one_shot import HELD, METHODS, choose, grid_of, merges, moved
 from .record import Record, mean, plain
 from .run import start_of, train
 from .watch import Watch
@@ -33,8 +31,6 @@ COMPARE_FILE = "compare.json"
 BESIDE = ("joint", "pcgrad", "one_shot", "alpha")
 #: ``news(kind, record, state)``: as a run's, with what is running.
 News = Callable[[str, Record, Mapping[str, Tensor]], None]
-#: Held items a task at most on which α is chosen.
-_HELD = 40
 
 
 def compare(
@@ -106,14 +102,9 @@ def read_compare(path: str | Path) -> dict[str, Any]:
     """A comparison's document from its folder or file; CheckpointError when it is not one."""
     path = Path(path).expanduser()
     path = path / COMPARE_FILE if path.is_dir() else path
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise CheckpointError(f"There is no comparison at {path.parent.name}: it has no {path.name}.") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path.name} is not valid JSON; run the comparison again.") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise CheckpointError(f"{path.name} is not a comparison of training runs ({FORMAT}).")
+    if not path.is_file():
+        raise CheckpointError(f"There is no comparison at {path.parent.name}: it has no {path.name}.")
+    found = documents.read(path, FORMAT, "run the comparison again")
     try:
         for record in found["runs"].values():
             Record.from_dict(record, path.name)
@@ -129,10 +120,9 @@ def read_compare(path: str | Path) -> dict[str, Any]:
 
 def _recipe_of(kind: str, recipe: TrainRecipe) -> TrainRecipe:
     """The recipe of a baseline: as many samples of the same items with the same optimiser."""
-    plain = {"aggregation": Aggregation(), "keep_optimiser": False}
     if kind == "one_shot":
-        return recipe.replace(train="experts", combine="mean", keep="last", **plain)
-    return recipe.replace(train="joint", combine="pcgrad" if kind == "pcgrad" else "mean", **plain)
+        return recipe.of_kind("experts").replace(keep="last")
+    return recipe.of_kind("joint").replace(combine="pcgrad" if kind == "pcgrad" else "mean")
 
 
 class _Merging:
@@ -143,7 +133,7 @@ class _Merging:
         stop: Stop | None,
     ) -> None:  # fmt: skip
         self.ground, self.kept = Ground(recipe, device), Kept(place, recipe)
-        self.held = Watch(self.ground, "held", _HELD)
+        self.held = Watch(self.ground, "held", HELD)
         self.watch = Watch(self.ground, recipe.watch.split, recipe.watch.limit)
         self.methods, self.document, self.stop = methods, document, stop
 
@@ -186,8 +176,7 @@ def _begun(place: Path, recipe: TrainRecipe, resume: bool) -> dict[str, Any]:
 
 
 def _write(place: Path, document: Mapping[str, Any]) -> None:
-    with whole_file(place / COMPARE_FILE, overwrite=True) as partial:
-        partial.write_text(json.dumps(plain(document), ensure_ascii=False) + "\n", encoding="utf-8")
+    documents.write(plain(document), place / COMPARE_FILE, overwrite=True)
 
 
 def table(document: Mapping[str, Any]) -> list[dict[str, Any]]:

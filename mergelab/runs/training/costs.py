@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,10 +11,15 @@ from torch import Tensor
 from ...engine.workers import default_threads
 from ...training.ground import Ground
 from ...training.recipe import TrainRecipe
+from .one_shot import looks
 from .record import Record
 
 #: Items whose step is timed to say beforehand how long a run takes.
 _TIMED = 16
+#: Items a task that are reckoned with where all of a split are looked at.
+_ALL = 1000
+#: A forward pass alone, as a share of a step's time.
+_FORWARD = 1 / 3
 
 
 class Meter:
@@ -53,8 +58,11 @@ def peak_bytes() -> int:
     return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-def estimate(recipe: TrainRecipe, *, device: str = "auto", workers: int = 1) -> dict[str, Any]:
-    """What a run will cost, from the sizes of its data and one timed step: samples, seconds, bytes.
+def estimate(
+    recipe: TrainRecipe, *, beside: Sequence[str] = (), device: str = "auto", workers: int = 1
+) -> dict[str, Any]:
+    """What a run will cost with what stands ``beside`` it, from the sizes of its data and one timed step: samples,
+    seconds, bytes, and ``parts``, the number of runs.
 
     The step is taken on a few items of the first task and thrown away.
     """
@@ -71,16 +79,20 @@ def estimate(recipe: TrainRecipe, *, device: str = "auto", workers: int = 1) -> 
     size = sum(own[name].numel() * own[name].element_size() for name in ground.trained())
     tasks = len(items)
     side = min(workers, tasks) if recipe.train != "joint" else 1
-    looked = sum(min(recipe.watch.limit or 1000, 1000) for _ in items) * (budget.rounds + 1)
-    shown = 0 if recipe.watch.split == "none" else looked
-    # a forward pass alone takes about a third of a step
-    seconds = samples * per_item / max(1, min(side, default_threads())) + shown * per_item / 3
+    parts = 1 + len({"joint", "pcgrad", "one_shot"} & set(beside) - {recipe.train})
+    limit = 0 if recipe.watch.split == "none" else min(recipe.watch.limit or _ALL, _ALL)
+    looked = parts * tasks * limit * (budget.rounds + 1)
+    if "one_shot" in beside:
+        looked += budget.rounds * tasks * sum(passes * items for passes, items in looks(limit))
+    training = parts * samples / max(1, min(side, default_threads()))
+    seconds = (training + looked * _FORWARD) * per_item
     moments = {"adamw": 2, "adam": 2, "momentum": 1}.get(tuning.optimiser, 0) if tuning.tune == "full" else 0
     return {
-        "samples": samples, "items": items, "seconds": seconds, "rounds": budget.rounds, "tasks": tasks,
+        "samples": parts * samples, "items": items, "seconds": seconds, "parts": parts, "rounds": budget.rounds,
+        "tasks": tasks,
         "memory_bytes": side * size * (3 + moments) + 2 * size,
         "sent_bytes": 2 * budget.rounds * tasks * size if recipe.train == "atm" else 0,
-        "disk_bytes": size * (2 + (tasks if recipe.train != "joint" else 1) * (1 + moments)),
+        "disk_bytes": parts * size * (2 + (tasks if recipe.train != "joint" else 1) * (1 + moments)),
         "stored_bytes": size,
     }  # fmt: skip
 

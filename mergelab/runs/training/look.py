@@ -5,7 +5,6 @@ Made from the folder of a run or of a comparison; what looks at rounds needs run
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...checkpoints.whole import whole_file
 from ...errors import Cancelled, CheckpointError, MergeLabError, RecipeError, suggest
 from ...progress import Progress, Stop, report
+from . import documents
 from .compare import COMPARE_FILE, read_compare
 from .controls import drift, first_epoch_share, orthogonality
 from .iterates import CONTROL, Runs
@@ -28,7 +27,6 @@ from .watch import Watch
 FORMAT = "mergelab-look/1"
 PARTS = ("shares", "orthogonality", "landscape", "barriers", "projection")
 SPLITS = ("held", "val", "test")
-_MOST_BYTES = 64 << 20
 _T = TypeVar("_T")
 #: Told before anything is measured: by part, ``evaluations`` of models and ``pictures`` that they look at.
 Told = Callable[[Mapping[str, Mapping[str, int]]], None]
@@ -276,23 +274,9 @@ def _share(progress: Progress | None, at: int, of: int) -> Progress:
 
 def write_look(document: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> Path:
     """Into one file, whole or not at all."""
-    with whole_file(path, overwrite=overwrite) as unfinished:
-        unfinished.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
-    return Path(path)
+    return documents.write(document, path, overwrite=overwrite)
 
 
 def read_look(path: str | Path) -> dict[str, Any]:
     """The document of a file that :func:`write_look` wrote; CheckpointError for anything else."""
-    path = Path(path).expanduser()
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CheckpointError(f"{path.name} is larger than {_MOST_BYTES >> 20} MB, which no look is.")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path.name} is not valid JSON; look again.") from None
-    found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
-    if found != FORMAT:
-        raise CheckpointError(f"{path.name}: the format is {str(found)[:40]!r}, this version reads {FORMAT!r}.")
-    return dict(data)
+    return documents.read(path, FORMAT, "look again")

@@ -21,6 +21,8 @@ from .record import mean
 from .watch import Watch
 
 #: Methods that are merged once, and the coefficients that are tried (sums of task vectors want small ones).
+#: Held items a task at most on which α is chosen.
+HELD = 40
 METHODS = ("task_arithmetic", "ties", "tsv_m")
 _SUMS, _MEANS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0), (0.4, 0.7, 1.0, 1.4, 2.0, 3.0)
 
@@ -28,6 +30,11 @@ _SUMS, _MEANS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0), (0.4, 0.7, 1.0, 1.4, 2.0, 3.0)
 def grid_of(method: str) -> tuple[float, ...]:
     """The values of α that are tried for a method; 1 is among them."""
     return _SUMS if method in ("task_arithmetic", "dare_linear", "breadcrumbs") else _MEANS
+
+
+def looks(limit: int, methods: Sequence[str] = METHODS) -> list[tuple[int, int]]:
+    """(models measured, items a task at most) of a round's merges: those tried on held items, those that are shown."""
+    return [(sum(len(grid_of(method)) for method in methods), HELD), (1 + 2 * len(methods), limit)]
 
 
 def merges(

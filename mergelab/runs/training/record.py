@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.whole import whole_file
 from ...errors import CheckpointError
 from ...training.recipe import TrainRecipe
+from . import documents
 
 FORMAT = "mergelab-training/1"
 RECORD_FILE = "run.json"
-_MOST_BYTES = 64 << 20
 
 
 @dataclass
@@ -67,9 +65,7 @@ class Record:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = RECORD_FILE) -> Record:
         """From :meth:`to_dict`; CheckpointError says what a damaged record lacks."""
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
-            raise CheckpointError(f"{where}: the format is {str(found)[:40]!r}, this version reads {FORMAT!r}.")
+        documents.checked(data, FORMAT, where, "start the run anew")
         try:
             return cls(
                 TrainRecipe.from_dict(data["recipe"]), tuple(map(str, data["tasks"])), dict(data["titles"]),
@@ -85,20 +81,14 @@ class Record:
         """From a run's folder, or a record's file."""
         path = Path(path).expanduser()
         path = path / RECORD_FILE if path.is_dir() else path
-        try:
-            if path.stat().st_size > _MOST_BYTES:
-                raise CheckpointError(f"{path.name} is larger than {_MOST_BYTES >> 20} MB, which no record is.")
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError:
-            raise CheckpointError(f"There is no training run at {path.parent}: it has no {path.name}.") from None
-        except (ValueError, RecursionError):
-            raise CheckpointError(f"{path.name} is not valid JSON; start the run anew.") from None
+        if not path.is_file():
+            raise CheckpointError(f"There is no training run at {path.parent}: it has no {path.name}.")
+        data = documents.read(path, FORMAT, "start the run anew")
         return cls.from_dict(data, path.name)
 
     def write(self, folder: Path) -> None:
         """Into the run's folder, in one step."""
-        with whole_file(folder / RECORD_FILE, overwrite=True) as partial:
-            partial.write_text(json.dumps(self.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
+        documents.write(self.to_dict(), folder / RECORD_FILE, overwrite=True)
 
 
 def mean(values: Mapping[str, float]) -> float:

@@ -86,14 +86,13 @@ def start_of(
     ground: Ground, kept: Kept, stop: Stop | None = None, progress: Progress | None = None
 ) -> dict[str, Tensor]:
     """The tensors that training may change as they are before the first round; a merge's are made once, into a file."""
-    own, names, path, given = ground.model.weights.tensors, ground.trained(), kept.start_file, ground.recipe.start
+    own, names, path = ground.model.weights.tensors, ground.trained(), kept.start_file
     if path is None:
         return {name: own[name].detach().cpu() for name in names}
     if statefile.about(path) is None:
         report(progress, 0, 1, "merging what the run starts from")
-        made = Judge(None, None, stop).merged(given) if isinstance(given, Recipe) else load(str(given))
-        weights = ground.model.prepare(made).tensors
-        kept.save_start({n: t.cpu().contiguous() for n, t in weights.items() if t.is_floating_point()})
+        made = merged_start(ground, stop)
+        kept.save_start({n: t.cpu().contiguous() for n, t in made.items() if t.is_floating_point()})
     found = statefile.read(path)
     return {name: found[name] for name in names}
 
@@ -107,6 +106,13 @@ def forgotten(record: Record) -> list[str]:
     told = ", ".join(f"{record.titles[task]} {100 * value:.1f}" for task, value in lost.items())
     return [f"Forgetting, points below each task's best: {told}. A task that is added means running all rounds on with "
             "every task."]  # fmt: skip
+
+
+def merged_start(ground: Ground, stop: Stop | None = None) -> Mapping[str, Tensor]:
+    """All weights of the merge or checkpoint that a recipe's ``start`` names, as the model spells and holds them."""
+    given = ground.recipe.start
+    made = Judge(None, None, stop).merged(given) if isinstance(given, Recipe) else load(str(given))
+    return ground.model.prepare(made).tensors
 
 
 class _Run:
@@ -219,7 +225,7 @@ class _Run:
         results = self.executor.run(work.run, courses, names=names, progress=progress, stop=self.stop)
         for at, name in enumerate(names):
             while at not in ended:
-                place, log = next(iter(results))
+                place, log = next(results)
                 ended[place] = log
             yield Tuned(name, load(courses[at].out), ended[at])
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...checkpoints import load
-from ...checkpoints.whole import whole_file
 from ...engine import pick_device
-from ...errors import CheckpointError
 from ...progress import Progress, Stop
-from ...recipe import Recipe
 from ...training.ground import Ground
 from ...training.recipe import TrainRecipe
 from ...training.theorem import theorem
-from ..judges import Judge
+from . import documents
 from .record import plain
 from .references import data_used
+from .run import merged_start
 from .watch import Watch
 
 FORMAT = "mergelab-theorem/1"
-_MOST_BYTES = 8 << 20
 
 
 def theorem_lab(
@@ -65,33 +60,17 @@ def theorem_lab(
 
 def _start(ground: Ground, stop: Stop | None) -> dict[str, Tensor] | None:
     """The tensors of the merge or checkpoint that the recipe starts from, where it is not the base."""
-    given = ground.recipe.start
-    if given is None:
+    if ground.recipe.start is None:
         return None
-    made = Judge(None, None, stop).merged(given) if isinstance(given, Recipe) else load(given)
-    tensors = ground.model.prepare(made).tensors
+    tensors = merged_start(ground, stop)
     return {name: tensors[name] for name in ground.trained()}
 
 
 def write_theorem(document: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> Path:
     """Into one file, whole or not at all."""
-    with whole_file(path, overwrite=overwrite) as partial:
-        partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return Path(path)
+    return documents.write(document, path, overwrite=overwrite)
 
 
 def read_theorem(path: str | Path) -> dict[str, Any]:
     """The document of a file that :func:`write_theorem` wrote; CheckpointError for anything else."""
-    path = Path(path).expanduser()
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CheckpointError(f"{path.name} is larger than {_MOST_BYTES >> 20} MB, which no theorem lab writes.")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path.name} is not valid JSON; run the theorem lab again.") from None
-    found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
-    if found != FORMAT:
-        raise CheckpointError(f"{path.name}: the format is {str(found)[:40]!r}, this version reads {FORMAT!r}.")
-    return dict(data)
+    return documents.read(path, FORMAT, "run the theorem lab again")

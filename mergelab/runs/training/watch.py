@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...models import Weights
+from ...models import Model, Weights
 from ...progress import Progress, Stop
 from ...tasks import Head, accuracy
 from ...training.ground import Ground
@@ -42,7 +41,7 @@ class Watch:
     ) -> Seen:  # fmt: skip
         """Of the base with ``state`` in the place of its tensors (None: the base itself)."""
         names, model = tasks or self.ground.names, self.ground.model
-        weights = whole(self.ground, state)
+        weights = whole(model, state)
         features = model.encode_many([self.images[n] for n in names], progress=progress, stop=stop, weights=weights)
         shares, losses = {}, {}
         for name, found in zip(names, features, strict=True):
@@ -52,10 +51,7 @@ class Watch:
         return Seen(shares, losses)
 
 
-def whole(ground: Ground, state: Mapping[str, Tensor] | None) -> Weights:
-    """The base's weights with those of ``state`` in their place, ready to run."""
-    own = ground.model.weights.tensors
-    if state is None:
-        return Weights(own)
-    with torch.no_grad():
-        return Weights({**own, **{n: t.to(own[n]) for n, t in state.items() if n in own}})
+def whole(model: Model, state: Mapping[str, Tensor] | None) -> Weights:
+    """The model's own weights with those of ``state`` in their place, ready to run."""
+    own = model.weights.tensors
+    return Weights({**own, **{n: t.detach().to(own[n]) for n, t in (state or {}).items() if n in own}})
