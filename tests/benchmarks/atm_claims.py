@@ -4,8 +4,11 @@ Every measurement is a comparison of training runs in a folder of its own, resum
 ``--report DIR… --markdown docs/claims.md`` puts the tables into that page, worked out from the folders' documents.
 
 - ``budget``: ATM of 10 rounds of an epoch against joint training, PCGrad, experts, and every one-shot merge of them.
-- ``rounds``: the same number of epochs in 1, 2, 5 and 10 rounds.
-- ``posthoc``: merges refined on validation labels in 2 rounds, with the two controls at equal labels.
+- ``learned``: AdaMerging of the experts of ``budget``.
+- ``rates``: ``budget`` at a third of the learning rate, with one one-shot merge.
+- ``rounds``: the same number of epochs in 2 and 5 rounds (1 and 10 are in ``budget``).
+- ``posthoc``: merges refined on validation labels in 5 rounds, with the two controls at equal labels.
+- ``beside``: ATM, MaTS and Twin-Merging with the same labels, from the same merge.
 """
 
 from __future__ import annotations
@@ -28,8 +31,11 @@ from mergelab.runs.training import compare  # noqa: E402
 from mergelab.training.recipe import TrainRecipe  # noqa: E402
 from mergelab.zoo import open_zoo  # noqa: E402
 
-NAMES = ("budget", "rounds", "posthoc")
+NAMES = ("budget", "learned", "rates", "rounds", "posthoc", "beside")
 EPOCHS = 10
+LOWER = 3e-5
+#: Refining starts near the end of the way, where small steps do better: AdamW's first ones are as long as its rate.
+REFINING = {"rounds": 5, "rate": 3e-5, "images": 100}
 #: The merges that are refined, with the coefficients of the zoo's builder.
 STARTS = ("linear", "task_arithmetic", "ties", "tsv_m")
 
@@ -41,23 +47,32 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128, help="training pictures a task")
     parser.add_argument("--limit", type=int, default=100, help="test pictures a task")
     parser.add_argument("--rate", type=float, default=1e-4, help="AdamW's, all weights")
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS), help="merges that are refined")
+    parser.add_argument("--keep-rounds", action="store_true", help="keep every round's weights, for the verb look")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder of the runs")
     parser.add_argument("--report", nargs="+", type=Path, help="folders to make the tables of")
+    parser.add_argument("--figures", type=Path, help="a folder for the figures; needs matplotlib")
     parser.add_argument("--markdown", type=Path, help="the page whose part is replaced (default: the screen)")
     told = parser.parse_args()
     if told.report:
-        from atm_report import report
+        from atm_report import gathered, report
         from claims_page import put
 
-        put("training", report(told.report), told.markdown)
+        zoos, theorems = gathered(told.report)
+        put("training", report(zoos, theorems), told.markdown)
+        if told.figures:
+            from atm_figures import draw
+
+            draw(zoos, theorems, told.figures)
         return
     torch.set_num_threads(told.threads)
     for seed in told.seeds:
+        (told.out / f"{open_zoo(told.zoo).name}-{seed}").mkdir(parents=True, exist_ok=True)
         for name in told.only:
             started = time.process_time()
-            {"budget": budget, "rounds": rounds, "posthoc": posthoc}[name](told, seed)
+            WAYS[name](told, seed)
             sys.stderr.write(f"{name}, seed {seed}: {time.process_time() - started:.0f} s of CPU\n")
 
 
@@ -72,7 +87,7 @@ def recipe(told: argparse.Namespace, seed: int, **changes: Any) -> TrainRecipe:
     return TrainRecipe.from_dict({**plain, **changes})
 
 
-def run(told: argparse.Namespace, made: TrainRecipe, place: str, beside: tuple[str, ...], **options: Any) -> None:
+def run(told: argparse.Namespace, made: TrainRecipe, place: str, beside: tuple[str, ...], **more: Any) -> None:
     folder = told.out / f"{open_zoo(told.zoo).name}-{made.seed}" / place
 
     def progress(done: int, total: int, text: str) -> None:
@@ -81,7 +96,8 @@ def run(told: argparse.Namespace, made: TrainRecipe, place: str, beside: tuple[s
             sys.stderr.write(f"{place}: {done}/{total} {text}\n")
 
     shown = [0.0]
-    compare(made, folder, beside=beside, resume=True, device="cpu", progress=progress, **options)
+    compare(made, folder, beside=beside, resume=True, device="cpu", progress=progress,
+            keep_rounds=told.keep_rounds, **more)  # fmt: skip
     (folder / "about.json").write_text(json.dumps({"threads": told.threads, "torch": torch.__version__}))
 
 
@@ -89,23 +105,54 @@ def budget(told: argparse.Namespace, seed: int) -> None:
     run(told, recipe(told, seed), "budget", ("joint", "one_shot", "pcgrad"))
 
 
+def learned(told: argparse.Namespace, seed: int) -> None:
+    import atm_learned
+
+    place = told.out / f"{open_zoo(told.zoo).name}-{seed}"
+    found = atm_learned.adamerged(told.zoo, place / "budget", seed, told.limit)
+    (place / "learned.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def rates(told: argparse.Namespace, seed: int) -> None:
+    made = recipe(told, seed, tuning={"tune": "full", "rate": LOWER, "batch": 32})
+    run(told, made, f"rates-{LOWER:g}", ("joint", "one_shot"), methods=("tsv_m",))
+
+
 def rounds(told: argparse.Namespace, seed: int) -> None:
-    for count in (1, 2, 5):
+    """Of one round and of ten, ``budget`` has the numbers: one round is the average of experts trained as long."""
+    for count in (2, 5):
         made = recipe(told, seed, budget={"rounds": count, "epochs": EPOCHS // count})
         run(told, made, f"rounds-{count}", ())
 
 
 def posthoc(told: argparse.Namespace, seed: int) -> None:
+    for method in told.starts:
+        run(told, refining(told, seed, method), f"posthoc-{method}", ("joint", "alpha"))
+
+
+def refining(told: argparse.Namespace, seed: int, method: str) -> TrainRecipe:
+    """ATM from a merge of the zoo's experts on validation labels; which round is the result, held ones say."""
     zoo = open_zoo(told.zoo)
-    for method in STARTS:
-        start: dict[str, Any] = {
-            "merge_method": method, "models": [{"model": zoo.experts[t], "name": t} for t in zoo.experts],
-            "parameters": dict(zoo.tuned.get(method, {})),
-        }  # fmt: skip
-        if method != "linear":
-            start["base_model"] = zoo.base
-        made = recipe(told, seed, start=start, split="val", budget={"rounds": 2}, images=100)
-        run(told, made, f"posthoc-{method}", ("joint", "alpha"))
+    start: dict[str, Any] = {
+        "merge_method": method, "models": [{"model": zoo.experts[t], "name": t} for t in zoo.experts],
+        "parameters": dict(zoo.tuned.get(method, {})),
+    }  # fmt: skip
+    if method != "linear":
+        start["base_model"] = zoo.base
+    tuning = {"tune": "full", "rate": REFINING["rate"], "batch": 32}
+    return recipe(told, seed, start=start, split="val", keep="best", budget={"rounds": REFINING["rounds"]},
+                  images=REFINING["images"], tuning=tuning)  # fmt: skip
+
+
+def beside(told: argparse.Namespace, seed: int) -> None:
+    import atm_beside
+
+    zoo = open_zoo(told.zoo)
+    found = atm_beside.beside(told.zoo, refining(told, seed, atm_beside.SHARED), told.limit)
+    (told.out / f"{zoo.name}-{seed}" / "beside.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+WAYS = {"budget": budget, "learned": learned, "rates": rates, "rounds": rounds, "posthoc": posthoc, "beside": beside}
 
 
 if __name__ == "__main__":

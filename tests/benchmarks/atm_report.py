@@ -8,43 +8,55 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from atm_figures import apart
+from atm_judge import verdicts
+
+from mergelab.runs.training.compare import table
+
 HEAD = """# Training: ATM, joint training, and merges of experts
 
 Made by `python tests/benchmarks/atm_claims.py --report FOLDER… --markdown docs/claims.md`. Every model is trained from
 the base (or the merge that is named) on the same pictures with the same optimiser, read by frozen heads, and measured
 on the same test pictures; α is chosen on held validation pictures, and rows with α = 1 are untuned. Means over seeds,
-± one standard deviation over them; with one seed the interval is a bootstrap over test pictures.
+± one standard deviation over them; with one seed the interval is a bootstrap over test pictures. Seconds were taken
+with other measurements on the machine's other core.
 """
 _COSTS = {"samples": "samples", "training_seconds": "training, s", "sent_bytes": "sent, GB", "peak_bytes": "memory, GB"}
 Doc = Mapping[str, Any]
+#: What is in files of their own beside the comparisons' folders.
+_FILES = ("learned", "beside")
 
 
-def report(folders: Sequence[Path]) -> str:
-    """All parts for every zoo: one folder a zoo and seed, ``NAME-SEED/MEASUREMENT/compare.json``."""
-    found: dict[str, dict[int, dict[str, Doc]]] = {}
+def gathered(folders: Sequence[Path]) -> tuple[dict[str, dict[str, list[Doc]]], list[Doc]]:
+    """What the folders hold (``NAME-SEED/MEASUREMENT/compare.json``, ``NAME-SEED/beside.json``): zoo -> measurement ->
+    finished documents by seed; and the theorem lab's documents."""
+    found: dict[str, dict[str, list[Doc]]] = {}
     for folder in folders:
-        for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-            zoo, _, seed = place.name.rpartition("-")
-            parts = {p.parent.name: json.loads(p.read_text(encoding="utf-8")) for p in place.glob("*/compare.json")}
-            if parts:
-                found.setdefault(zoo.rstrip("0123456789"), {})[int(seed)] = parts
-    lines = [HEAD]
+        for place in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[-1].isdigit()):
+            zoo = found.setdefault(place.name.rpartition("-")[0].rstrip("0123456789"), {})
+            for path in sorted(place.glob("*/compare.json")):
+                doc = json.loads(path.read_text(encoding="utf-8"))
+                if all(run["status"] == "done" for run in doc["runs"].values()):
+                    doc["table"] = table(doc)
+                    zoo.setdefault(path.parent.name, []).append(doc)
+            for name in _FILES:
+                if (place / f"{name}.json").is_file():
+                    zoo.setdefault(name, []).append(json.loads((place / f"{name}.json").read_text(encoding="utf-8")))
     theorems = [json.loads(path.read_text(encoding="utf-8")) for folder in folders
                 for path in sorted(folder.glob("theorem/*.json"))]  # fmt: skip
-    for zoo, seeds in found.items():
-        parts = {name: [seeds[s][name] for s in sorted(seeds) if name in seeds[s]] for name in
-                 dict.fromkeys(n for each in seeds.values() for n in each)}  # fmt: skip
+    return found, theorems
+
+
+def report(zoos: Mapping[str, Mapping[str, list[Doc]]], theorems: Sequence[Doc]) -> str:
+    """All parts for every zoo."""
+    lines = [HEAD, *verdicts(zoos)]
+    for zoo, parts in zoos.items():
         for name, make in _PARTS.items():
-            chosen = {key: docs for key, docs in parts.items() if key.split("-")[0] == name and _whole(docs)}
-            if chosen:
-                lines += ["", *make(zoo, chosen)]
+            if any(key.split("-")[0] == name for key in parts):
+                lines += ["", *make(zoo, parts)]
     if theorems:
         lines += ["", *_theorem(theorems)]
     return "\n".join(lines) + "\n"
-
-
-def _whole(docs: Sequence[Doc]) -> bool:
-    return all(run["status"] == "done" for doc in docs for run in doc["runs"].values())
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -61,9 +73,28 @@ def _budget(zoo: str, parts: Mapping[str, list[Doc]]) -> list[str]:
     for row in docs[0]["table"]:
         rows = [match for doc in docs for match in doc["table"] if match["name"].split(", α")[0] ==
                 row["name"].split(", α")[0] and match.get("tuned") == row.get("tuned")]  # fmt: skip
-        lines.append(f"| {row['name']} | {_spread(rows)} | {_percent([r['normalised'] for r in rows])} | "
+        name = row["name"] if len(rows) == 1 or not row.get("tuned") else f"{row['name'].split(', α')[0]}, α chosen"
+        lines.append(f"| {name} | {_spread(rows)} | {_percent([r['normalised'] for r in rows])} | "
                      f"{' | '.join(_cost(row, key) for key in _COSTS)} | {_data(row)} |")  # fmt: skip
+        if row["kind"] == "one-shot" and row is _last(docs[0]):
+            lines += _learned(parts.get("learned", ()), len(_COSTS))
     return [*lines, "", *_curves(docs), "", *_shares(docs), "", *_cosines(docs)]
+
+
+def _last(doc: Doc) -> Doc | None:
+    """The last of the one-shot merges in the table."""
+    return next((row for row in reversed(doc["table"]) if row["kind"] == "one-shot"), None)
+
+
+def _learned(docs: Sequence[Doc], costs: int) -> list[str]:
+    """AdaMerging's rows of the same experts."""
+    lines = []
+    for per in docs[0]["rows"] if docs else ():
+        rows = [doc["rows"][per] for doc in docs]
+        told = f"AdaMerging of the experts, by {per}, {rows[0]['seconds']:.0f} s of CPU"
+        scores = [_percent([row[key] for row in rows]) for key in ("mean", "normalised")]
+        lines.append(f"| {told} | {' | '.join(scores)} | " + "– | " * costs + "unlabelled validation pictures |")
+    return lines
 
 
 def _curves(docs: list[Doc]) -> list[str]:
@@ -115,44 +146,102 @@ def _cosines(docs: list[Doc]) -> list[str]:
     def cells(kind: str, value: Callable[[Doc], float]) -> str:
         return " | ".join(_percent([value(doc["runs"][kind]["rounds"][i - 1]) for doc in docs]) for i in rounds)
 
-    def apart(row: Doc) -> float:
-        return _apart(row["cosines"])
-
     return [
         f"| mean absolute cosine, % | {' | '.join(map(str, rounds))} |",
         "|---" * (len(rounds) + 1) + "|",
-        f"| ATM's vectors of the round | {cells('atm', apart)} |",
-        f"| experts from the base, after as many epochs | {cells('one_shot', apart)} |",
+        f"| ATM's vectors of the round | {cells('atm', lambda row: apart(row['cosines']))} |",
+        f"| experts from the base, after as many epochs | {cells('one_shot', lambda row: apart(row['cosines']))} |",
         f"| norm of ATM's vectors | {cells('atm', lambda row: mean(row['norms'].values()) / 100)} |",
     ]
 
 
 def _rounds(zoo: str, parts: Mapping[str, list[Doc]]) -> list[str]:
-    counts = sorted(parts, key=lambda name: int(name.split("-")[1]))
-    lines = [f"## {zoo}: the same ten epochs in fewer rounds", "", _command(zoo, parts[counts[0]], "rounds"), "",
+    counts = {int(name.split("-")[1]): docs for name, docs in parts.items() if name.startswith("rounds-")}
+    first = next(iter(counts.values()))
+    lines = [f"## {zoo}: the same ten epochs in fewer rounds", "", _command(zoo, first, "rounds"), "",
              "| rounds × epochs | mean, % |", "|---|---|"]  # fmt: skip
-    for name in counts:
-        docs = parts[name]
-        budget = docs[0]["runs"]["atm"]["recipe"]["budget"]
+    budget = parts.get("budget", ())
+    once = [row for doc in budget for row in doc["table"] if row["name"].startswith("average of the experts after 10")]
+    if once:
+        lines.append(f"| 1 × 10 (the average of experts) | {_spread(once)} |")
+    if budget:
+        counts[len(budget[0]["runs"]["atm"]["rounds"])] = budget
+    for _, docs in sorted(counts.items()):
+        told = docs[0]["runs"]["atm"]["recipe"]["budget"]
         rows = [next(r for r in doc["table"] if r["kind"] == "atm") for doc in docs]
-        lines.append(f"| {budget['rounds']} × {budget['epochs']} | {_spread(rows)} |")
+        lines.append(f"| {told['rounds']} × {told['epochs']} | {_spread(rows)} |")
+    return lines
+
+
+def _rates(zoo: str, parts: Mapping[str, list[Doc]]) -> list[str]:
+    """What a lower learning rate changes, which all columns have alike."""
+    sets = [parts[name] for name in ("budget", *(n for n in parts if n.startswith("rates-"))) if name in parts]
+    lines = [f"## {zoo}: the learning rate", "", _command(zoo, sets[-1], "rates"), "",
+             "| AdamW's rate | ATM | joint training | experts, own task | TSV-M of them, α chosen |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for docs in sets:
+        rows = [[next((row for row in reversed(doc["table"]) if row["name"].startswith(name)), None) for doc in docs]
+                for name in ("ATM", "joint training,", "experts, each", "tsv_m of the experts after 10")]  # fmt: skip
+        cells = [_spread([row for row in each if row]) if any(each) else "–" for each in rows]
+        lines.append(f"| {docs[0]['runs']['atm']['recipe']['tuning']['rate']:g} | {' | '.join(cells)} |")
     return lines
 
 
 def _posthoc(zoo: str, parts: Mapping[str, list[Doc]]) -> list[str]:
-    docs = next(iter(parts.values()))
+    found = {name: docs for name, docs in parts.items() if name.startswith("posthoc-")}
+    docs = next(iter(found.values()))
     first = docs[0]["runs"]["atm"]["recipe"]
-    what = f"at most {first['images']} validation labels a task ({first['budget']['rounds']} rounds of an epoch)"
+    what = (f"at most {first['images']} validation labels a task ({first['budget']['rounds']} rounds of an epoch, "
+            "the round chosen on held ones)")  # fmt: skip
     heads = ("merge", "as it is", "PH-ATM", "joint tuning, same labels", "α alone, same labels")
     lines = [f"## {zoo}: merges refined on {what}", "", _command(zoo, docs, "posthoc"), "",
              f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]  # fmt: skip
-    for name, found in parts.items():
+    for name, each in found.items():
         cells = []
         for kind in ("start", "atm", "joint", "alpha"):
-            rows = [next((row for row in doc["table"] if row["kind"] == kind), None) for doc in found]
+            rows = [next((row for row in doc["table"] if row["kind"] == kind), None) for doc in each]
             cells.append(_spread([row for row in rows if row]) if any(rows) else "–")
         lines.append(f"| {name.removeprefix('posthoc-')} | {' | '.join(cells)} |")
     return lines
+
+
+_BESIDE = {"task_arithmetic": "task arithmetic (the start)", "mats": "MaTS", "atm": "PH-ATM", "joint": "joint tuning",
+           "twin": "Twin-Merging"}  # fmt: skip
+
+
+def _beside(zoo: str, parts: Mapping[str, list[Doc]]) -> list[str]:
+    docs = parts["beside"]
+    first = docs[0]
+    told = (
+        f"From the same merge of the zoo's experts, with the same {first['labels']} labelled validation pictures in "
+        f"all and {first['held']} held ones to choose by; test pictures under their own task's head, for Twin-Merging "
+        "also under the one that its router names."
+    )
+    heads = ("method", "mean, %", "of expert, %", "over the start, points", "chosen", "CPU, s", "trained on, samples",
+             "stored, MB", "forward passes an input")  # fmt: skip
+    lines = [f"## {zoo}: ATM, MaTS and Twin-Merging with the same labels", "",
+             _command(zoo, docs, "beside", first["recipe"]), "", told, "",
+             f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]  # fmt: skip
+    for name, title in _BESIDE.items():
+        rows = [doc["rows"][name] for doc in docs]
+        row = rows[0]
+        gained = "–" if row["gained"] is None else _gain([r["gained"] for r in rows])
+        chosen = {"mats": "iterations", "atm": "rounds", "joint": "epochs"}.get(name)
+        picked = "–" if chosen is None else f"{', '.join(str(r['chosen']) for r in rows)} {chosen}"
+        routed = f"; routed head {_percent([r['routed_head'] for r in rows])}" if name == "twin" else ""
+        lines.append(f"| {title} | {_percent([r['mean'] for r in rows])}{routed} | "
+                     f"{_percent([r['normalised'] for r in rows])} | {gained} | {picked} | "
+                     f"{mean(r['seconds'] for r in rows):.0f} | {row['samples']:g} | {row['stored_bytes'] / 1e6:.0f} | "
+                     f"{row['passes']} |")  # fmt: skip
+    return lines
+
+
+def _gain(found: Sequence[Doc]) -> str:
+    if len(found) == 1:
+        one = found[0]
+        return f"{100 * one['difference']:+.1f} ({100 * one['low']:+.1f} to {100 * one['high']:+.1f})"
+    values = [one["difference"] for one in found]
+    return f"{100 * mean(values):+.1f} ± {100 * stdev(values):.1f}"
 
 
 def _theorem(documents: Sequence[Doc]) -> list[str]:
@@ -205,16 +294,18 @@ def _of(value: Any) -> float:
 
 
 _PARTS: dict[str, Callable[[str, Mapping[str, list[Doc]]], list[str]]] = {
-    "budget": _budget, "rounds": _rounds, "posthoc": _posthoc,
+    "budget": _budget, "rates": _rates, "rounds": _rounds, "posthoc": _posthoc, "beside": _beside,
 }  # fmt: skip
 
 
 # ---- cells -----------------------------------------------------------------------------------------------------------
 
 
-def _command(zoo: str, docs: list[Doc], name: str) -> str:
+def _command(zoo: str, docs: list[Doc], name: str, recipe: Doc | None = None) -> str:
+    seeds = " ".join(str(doc["seed"] if recipe else doc["runs"]["atm"]["recipe"]["seed"]) for doc in docs)
+    if name in ("posthoc", "beside", "rates"):
+        return f"`python tests/benchmarks/atm_claims.py --zoo {zoo} --seeds {seeds} --only {name} --out FOLDER`"
     recipe = docs[0]["runs"]["atm"]["recipe"]
-    seeds = " ".join(str(doc["runs"]["atm"]["recipe"]["seed"]) for doc in docs)
     return (f"`python tests/benchmarks/atm_claims.py --zoo {zoo} --seeds {seeds} --only {name} --images "
             f"{recipe['images']} --rate {recipe['tuning']['rate']:g} --out FOLDER`")  # fmt: skip
 
@@ -236,10 +327,6 @@ def _percent(values: Sequence[float | None]) -> str:
 
 def _mean(scores: Mapping[str, float]) -> float:
     return mean(scores.values())
-
-
-def _apart(cosines: Sequence[Sequence[float | None]]) -> float:
-    return mean(abs(c) for i, row in enumerate(cosines) for j, c in enumerate(row) if i < j and c is not None)
 
 
 def _cost(row: Mapping[str, Any], key: str) -> str:

@@ -201,7 +201,7 @@ def table(document: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         told = {"data": record["data_used"], **{k: record["costs"].get(k) for k in
                 ("samples", "training_seconds", "wall_seconds", "peak_bytes", "sent_bytes")}}  # fmt: skip
-        if record["recipe"].get("start"):
+        if record is first and record["recipe"].get("start"):
             row("what it started from", "start", record["points"][0]["accuracy"], data="as its recipe says", samples=0)
         chosen = record["chosen"] if record["chosen"] is not None else record["points"][-1]["round"]
         row(_name(kind, record), kind, record["points"][chosen]["accuracy"], **told)
@@ -237,13 +237,16 @@ def _shown(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _name(kind: str, record: Mapping[str, Any]) -> str:
-    budget = record["recipe"]["budget"]
-    rounds = f"{len(record['rounds'])} rounds of " + (
-        f"{budget['steps']} steps" if budget.get("steps") else f"{budget['epochs']} epoch(s)")  # fmt: skip
-    names = {"atm": f"ATM, {rounds}", "joint": f"joint training, {record['points'][-1]['epochs']:g} epochs",
-             "pcgrad": f"joint training with PCGrad, {record['points'][-1]['epochs']:g} epochs",
+    budget, epochs = record["recipe"]["budget"], _many(record["points"][-1]["epochs"], "epoch")
+    each = _many(budget["steps"], "step") if budget.get("steps") else _many(budget["epochs"], "epoch")
+    names = {"atm": f"ATM, {_many(len(record['rounds']), 'round')} of {each}", "joint": f"joint training, {epochs}",
+             "pcgrad": f"joint training with PCGrad, {epochs}",
              "experts": "experts, each on its own task"}  # fmt: skip
     return names.get(kind, kind)
+
+
+def _many(count: float, what: str) -> str:
+    return f"{count:g} {what}{'' if count == 1 else 's'}"
 
 
 def _merge_name(row: Mapping[str, Any]) -> str:
@@ -252,7 +255,7 @@ def _merge_name(row: Mapping[str, Any]) -> str:
     alpha = row["parameters"].get("alpha")
     how = "" if alpha is None else f", α {alpha:g} {'chosen' if row['tuned'] else '(untuned)'}"
     name = "average of the experts" if row["method"] == "mean" else f"{row['method']} of the experts"
-    return f"{name} after {row['epochs']:g} epoch(s){how}"
+    return f"{name} after {_many(row['epochs'], 'epoch')}{how}"
 
 
 __all__ = ["BESIDE", "COMPARE_FILE", "FORMAT", "News", "compare", "read_compare", "table"]
