@@ -126,6 +126,24 @@ class Lab:
 
         return recording(name)
 
+    def recorded_look(self, name: str | None) -> dict[str, Any] | None:
+        """The look at the weights of a recorded run (see :mod:`mergelab.runs.training.look`), where there is one."""
+        from .recordings import look
+
+        return look(name)
+
+    def theorems(self) -> dict[str, str]:
+        """Name -> title of the recorded theorem labs that are shipped."""
+        from .recordings import theorems
+
+        return theorems()
+
+    def theorem(self, name: str | None) -> dict[str, Any]:
+        """A recorded theorem lab (see :mod:`mergelab.runs.training.theorem`)."""
+        from .recordings import theorem
+
+        return theorem(name)
+
     def preflight(self, recipe: Recipe) -> dict[str, Any]:
         """The verdict from headers only: ``{"ok", "findings": [{"level", "text", "fix"}], …}``."""
         from ..engine import preflight

@@ -1,4 +1,4 @@
-"""Training runs that are shipped: long ones, which open at once."""
+"""What is shipped of training: long runs, looks at their weights, theorem labs. All of them open at once."""
 
 from __future__ import annotations
 
@@ -29,19 +29,56 @@ def recording(name: str | None) -> dict[str, Any]:
     """The document of a recorded run; CheckpointError for a name that is not there or a file that is damaged."""
     from ..runs.training.compare import read_compare
 
-    path = next((path for path in _place().glob("*.json") if path.stem == name), None)
+    path = _named(_place(), name)
     if path is None:
         raise CheckpointError("There is no such recorded run; choose one of the list.")
-    if not _small(path):
-        raise CheckpointError(f"{path.name} is larger than {_MOST_BYTES >> 20} MB, which no recorded run is.")
     found = read_compare(path)
     if not found["runs"]:
         raise CheckpointError(f"{path.name} holds no run.")
     return found
 
 
+def look(name: str | None) -> dict[str, Any] | None:
+    """The look at the weights that was recorded with a run, ``looks/NAME.json``; None where there is none.
+    CheckpointError for a file that is not one."""
+    from ..runs.training.look import read_look
+
+    path = _named(_place() / "looks", name)
+    return None if path is None else read_look(path)
+
+
+def theorems() -> dict[str, str]:
+    """Name -> title of the recorded theorem labs, ``theorem/*.json``, the highest rate first."""
+    found: dict[str, tuple[float, str]] = {}
+    for path in sorted((_place() / "theorem").glob("*.json")):
+        try:
+            rate = float(theorem(path.stem)["rate"])
+            found[path.stem] = (-rate, f"η = {rate:g}")
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            found[path.stem] = (0.0, path.stem)
+    return {name: title for name, (_, title) in sorted(found.items(), key=lambda item: item[1])}
+
+
+def theorem(name: str | None) -> dict[str, Any]:
+    """The document of a recorded theorem lab; CheckpointError for a name that is not there or a damaged file."""
+    from ..runs.training.theorem import read_theorem
+
+    path = _named(_place() / "theorem", name)
+    if path is None:
+        raise CheckpointError("There is no such recorded lab; choose one of the list.")
+    return read_theorem(path)
+
+
 def _place() -> Path:
     return assets() / "training"
+
+
+def _named(place: Path, name: str | None) -> Path | None:
+    """A file by its name, which is never taken as a path; CheckpointError for one that is too large."""
+    path = next((path for path in place.glob("*.json") if path.stem == name), None)
+    if path is not None and not _small(path):
+        raise CheckpointError(f"{path.name} is larger than {_MOST_BYTES >> 20} MB, which no recorded file is.")
+    return path
 
 
 def _small(path: Path) -> bool:

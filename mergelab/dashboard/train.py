@@ -6,7 +6,17 @@ from typing import Any
 
 import gradio as gr
 
-from . import train_events, train_facts, train_feeds, train_follow, train_form, train_show, views
+from . import (
+    train_events,
+    train_facts,
+    train_feeds,
+    train_follow,
+    train_form,
+    train_look,
+    train_show,
+    train_theorem,
+    views,
+)
 from .page import Page
 
 _LEAD = (
@@ -34,6 +44,7 @@ def build(
     remembers."""
     states = {name: gr.State(None) for name in ("live", "document", "watch", "result", "priced")}
     states |= {"shows": gr.State("run"), "held": gr.State(False)}  # or "recorded"; whether a person put the slider back
+    states["opened"] = gr.State(None)  # the name of the recorded run that is shown
     out: dict[str, Any] = {**states, "current": current, "mine": mine, "tab": tab}
     gr.HTML(_LEAD)
     with gr.Row(elem_id="train-row", equal_height=False):
@@ -47,10 +58,13 @@ def build(
             out["intro"] = gr.HTML(train_facts.INTRO, elem_id="train-intro")
             with gr.Column(visible=False, elem_id="train-after") as out["after"]:
                 _after(out)
+            train_theorem.build(page, first, out)
     train_events.wire(page, out)
     train_follow.wire(page, out)
     train_show.wire(page, out)
     train_feeds.wire(page, out, results)
+    train_look.wire(page, out)
+    train_theorem.wire(page, out)
 
 
 def _what(page: Page, first: dict[str, Any], out: dict[str, Any]) -> None:
@@ -154,3 +168,4 @@ def _after(out: dict[str, Any]) -> None:
     out["facts"] = gr.HTML("", elem_id="train-facts")
     out["costs"] = gr.HTML("", elem_id="train-costs")
     out["whole"] = gr.HTML("", elem_id="train-whole")
+    train_look.build(out)

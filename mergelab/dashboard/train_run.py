@@ -17,12 +17,27 @@ _OVER = ("paused", "stopped", "failed", "done")
 
 
 @dataclass
+class Looking:
+    """A look at the weights of a run that is done. ``cost``: what will be measured, once that is known."""
+
+    status: str = "running"
+    said: str = ""
+    step: Step | None = None
+    cost: Mapping[str, Mapping[str, int]] | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.status in _OVER
+
+
+@dataclass
 class Run:
     """A run as its followers see it. ``version`` rises whenever ``document``, ``current`` or ``result`` is new.
 
     ``document``: what is known so far, as :mod:`mergelab.runs.training.compare` writes it. ``current``: the current
     model in plain values (name, round, how the round's task vectors lie); its tensors are ``state``. ``result``: the
-    current model measured as the Results tab shows it.
+    current model measured as the Results tab shows it. ``look``: what a look at its weights found, ``looking`` how far
+    the last one is.
     """
 
     name: str
@@ -37,6 +52,8 @@ class Run:
     document: dict[str, Any] | None = None
     current: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
+    look: dict[str, Any] | None = field(default=None, repr=False)
+    looking: Looking | None = None
     state: Mapping[str, Tensor] | None = field(default=None, repr=False)
     _begun: tuple[float, float] | None = None
 

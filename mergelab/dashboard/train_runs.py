@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.whole import whole_file
 from ..errors import Cancelled, MergeLabError
 from ..paths import home
+from . import train_looks
 from .errors import sentence
 from .jobs import Jobs, Step
-from .train_run import Run
+from .train_run import Looking, Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,7 @@ class Runs:
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._jobs = Jobs()  # of its own: a run that takes minutes must not keep a slider waiting
+        self.jobs = Jobs()  # of its own: a run that takes minutes must not keep a slider waiting
         self._runs: dict[str, Run] = {}
         self._guard = threading.Lock()
 
@@ -90,7 +91,7 @@ class Runs:
         if run.over:
             raise MergeLabError("Nothing is running.")
         run.said = "pausing"
-        self._jobs.stop(run.name)
+        self.jobs.stop(run.name)
         return run
 
     def stop(self, name: str | None) -> Run:
@@ -103,8 +104,19 @@ class Runs:
             shutil.rmtree(run.folder, ignore_errors=True)
         else:
             run.said = "stopping"
-            self._jobs.stop(run.name)
+            self.jobs.stop(run.name)
         return run
+
+    def look(self, name: str | None) -> Looking:
+        """Begin a look at the weights of a run that is done, or go on with the one that is under way."""
+        run = self._known(name)
+        if run.status != "done":
+            raise MergeLabError("The weights can be looked at once the run has ended.")
+        return train_looks.begin(self.jobs, self._lab, run)
+
+    def stop_look(self, name: str | None) -> None:
+        """End that look; the run stays."""
+        self.jobs.stop(train_looks.job_of(self._known(name)))
 
     # ---- the work ----------------------------------------------------------------------------------------------------
 
@@ -114,7 +126,7 @@ class Runs:
 
         def follow() -> None:
             try:
-                for item in self._jobs.run(run.name, work_, outlives=True):
+                for item in self.jobs.run(run.name, work_, outlives=True):
                     if isinstance(item, Step):
                         run.moves(item)
                 self._ended(run, "done", "")
@@ -220,7 +232,7 @@ class Runs:
         try:
             about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
             run = Run(name, folder, about["selection"], about["recipe"], tuple(about["beside"]), "paused")
-            run.document = _read(folder)
+            run.document, run.look = _read(folder), train_looks.kept(folder)
             parts = [run.document["runs"].get(kind) for kind in (run.recipe["train"], *run.beside) if kind != "alpha"]
             done, of = len(parts[0]["rounds"]) if parts[0] else 0, run.recipe["budget"]["rounds"]
         except (OSError, ValueError, KeyError, TypeError, MergeLabError):
@@ -237,6 +249,7 @@ class Runs:
         with self._guard:
             self._runs.pop(run.name, None)
         run.state = None
+        self.jobs.stop(train_looks.job_of(run))
         shutil.rmtree(run.folder, ignore_errors=True)
 
     def _make_room(self) -> None:

@@ -62,11 +62,11 @@ def wire(page: Page, out: dict[str, Any]) -> None:
         try:
             document = page.lab.recording(name)
         except Exception as error:
-            return [views.status(sentence(error), "error"), *views.skip(6)]
+            return [views.status(sentence(error), "error"), *views.skip(7)]
         last = train_views.last_round(document)
         said = views.status(f"Recorded: {document.get('title') or name}. Move the slider through its {last} rounds.")
         slider = gr.update(maximum=max(1, last), value=last)
-        return [said, document, slider, [], "recorded", gr.update(visible=live is not None), False]
+        return [said, document, slider, [], "recorded", name, gr.update(visible=live is not None), False]
 
     given = [out["document"], out["place"], out["shown"]]
     whole = [out[name] for name in ("after", "intro", "place", "shown", "files", "costs", "whole")]
@@ -83,5 +83,6 @@ def wire(page: Page, out: dict[str, Any]) -> None:
     )
     out["open"].click(
         open_recorded, [out["recording"], out["live"]],
-        [out[name] for name in ("status", "document", "place", "shown", "shows", "own", "held")], **CHEAP, **PRIVATE,
+        [out[name] for name in ("status", "document", "place", "shown", "shows", "opened", "own", "held")],
+        **CHEAP, **PRIVATE,
     )  # fmt: skip

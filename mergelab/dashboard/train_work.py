@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from ..training.recipe import TrainRecipe
 
+#: Bytes that the rounds of a run may take on disk for a look at its weights; beyond, only the last round is kept.
+_MOST_KEPT = 2 << 30
+
 
 class TrainBench:
     """Training from the base of a bench on the tasks of its suite."""
@@ -34,12 +37,29 @@ class TrainBench:
         self, recipe: TrainRecipe, folder: Path, beside: Sequence[str], *, resume: bool, news: Any, progress: Any,
         stop: Any,
     ) -> dict[str, Any]:  # fmt: skip
-        """See :func:`mergelab.runs.training.compare.compare`."""
+        """See :func:`mergelab.runs.training.compare.compare`; every round is kept where that takes little room."""
         from ..runs.training.compare import compare
 
         self.bench.warm(progress, stop)
-        return compare(recipe, folder, beside=beside, resume=resume, device=self.bench.device, news=news,
-                       progress=progress, stop=stop)  # fmt: skip
+        own = self.bench.model().weights.tensors.values()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in own)
+        keep = rounds_bytes(recipe, beside, size) <= _MOST_KEPT
+        return compare(recipe, folder, beside=beside, resume=resume, device=self.bench.device, keep_rounds=keep,
+                       news=news, progress=progress, stop=stop)  # fmt: skip
+
+    def look(self, folder: Path, *, told: Any, progress: Any, stop: Any) -> dict[str, Any]:
+        """See :func:`mergelab.runs.training.look.look`."""
+        from ..runs.training.look import look
+        from .train_look_facts import LIMIT, STEPS
+
+        return look(folder, limit=LIMIT, steps=STEPS, device=self.bench.device, told=told, progress=progress, stop=stop)
+
+    def theorem(self, recipe: TrainRecipe, *, progress: Any, stop: Any, **options: Any) -> dict[str, Any]:
+        """See :func:`mergelab.runs.training.theorem.theorem_lab`."""
+        from ..runs.training.theorem import theorem_lab
+
+        self.bench.warm(progress, stop)
+        return theorem_lab(recipe, device=self.bench.device, progress=progress, stop=stop, **options)
 
     def evaluate(
         self, state: Mapping[str, Tensor], per_task: int | None, progress: Any = None, stop: Any = None
@@ -79,3 +99,17 @@ class TrainBench:
         from ..runs.training.watch import whole
 
         return whole(self.bench.model(), state)
+
+
+def rounds_bytes(recipe: TrainRecipe, beside: Sequence[str], size: int) -> int:
+    """What all rounds of a run and of what stands beside it take on disk, for a model of ``size`` bytes: every round's
+    model, its experts, and what an optimiser that goes on from round to round has."""
+    tasks, rounds = len(recipe.tasks or ()), recipe.budget.rounds
+    moments = 1 + {"adamw": 2, "adam": 2, "momentum": 1}.get(recipe.tuning.optimiser, 0)
+    models = 0
+    for kind in {recipe.train, *beside}:
+        courses = 1 if kind in ("joint", "pcgrad") else tasks
+        models += rounds * (courses + (kind not in ("experts", "one_shot"))) if kind != "alpha" else 0
+        if kind not in ("atm", "alpha"):
+            models += (rounds - 1) * courses * moments
+    return models * size

@@ -9,7 +9,10 @@ import pytest
 from playwright.sync_api import Page, expect
 
 SOON = 300_000  # milliseconds; a slow machine may take them, a quick one does not
-RECORDED = sorted((Path(__file__).parents[2] / "assets" / "training").glob("*.json"))
+TRAINING = Path(__file__).parents[2] / "assets" / "training"
+RECORDED = sorted(TRAINING.glob("*.json"))
+LOOKED = [path for path in RECORDED if (TRAINING / "looks" / path.name).is_file()]
+LABS = sorted((TRAINING / "theorem").glob("*.json"))
 
 
 def tab(page: Page, name: str) -> None:
@@ -151,6 +154,39 @@ def test_a_recorded_run_opens_at_once(open_page):
     expect(page.locator("#train-sentence")).to_contain_text("Before the first round", timeout=10_000)
     press(page, "#train-place", "End")
     expect(page.locator("#train-sentence")).to_have_text(before, timeout=10_000)
+
+
+def unfold(page: Page, accordion: str) -> None:
+    page.locator(f"{accordion} button.label-wrap").first.click()
+
+
+@pytest.mark.skipif(not LOOKED or LOOKED[0] != RECORDED[0], reason="no look is recorded with the first recorded run")
+def test_a_recorded_run_has_its_landscape(open_page):
+    page = open_page()
+    tab(page, "Train")
+    page.locator("#train-open").click()
+    expect(page.locator("#train-status")).to_contain_text("Recorded:", timeout=SOON)
+    unfold(page, "#train-look")
+    expect(page.locator("#train-look-status")).to_contain_text("Recorded with the run", timeout=SOON)
+    page.wait_for_selector("#look-land .contourlayer", state="attached", timeout=SOON)
+    expect(page.locator("#look-land-sentence")).to_contain_text("On the plane through")
+    expect(page.locator("#look-land-table tbody tr").first).to_be_visible()
+
+
+@pytest.mark.skipif(not LABS, reason="no theorem lab is recorded")
+def test_the_theorem_lab_has_its_table(open_page):
+    page = open_page(390, 844)
+    tab(page, "Train")
+    unfold(page, "#train-theorem")
+    expect(page.locator("#theorem-sentence")).to_contain_text("to a relative error of", timeout=SOON)
+    assert page.locator("#theorem-table tbody tr").count() > 4
+    page.wait_for_selector("#theorem-errors .scatterlayer .trace", state="attached", timeout=SOON)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    if len(LABS) > 1:
+        before = page.locator("#theorem-table").inner_text()
+        page.locator("#theorem-of label").nth(1).click()
+        expect(page.locator("#theorem-table")).not_to_have_text(before, timeout=SOON)
+        expect(page.locator("#theorem-table")).to_contain_text("GD, full batch")
 
 
 @pytest.mark.slow
