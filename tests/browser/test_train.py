@@ -145,15 +145,15 @@ def test_a_recorded_run_opens_at_once(open_page):
     page = open_page()
     tab(page, "Train")
     page.locator("#train-open").click()
-    expect(page.locator("#train-status")).to_contain_text("Recorded:", timeout=10_000)
-    page.wait_for_selector("#train-curves .scatterlayer .trace", timeout=10_000)
+    expect(page.locator("#train-status")).to_contain_text("Recorded:", timeout=SOON)
+    until_points(page, 11)  # before the first round, and after each of ten
     rows = page.locator("#train-whole tbody tr").count()
     assert rows > 4, "the whole comparison is there"
     before = page.locator("#train-sentence").inner_text()
     press(page, "#train-place", "Home")
-    expect(page.locator("#train-sentence")).to_contain_text("Before the first round", timeout=10_000)
+    expect(page.locator("#train-sentence")).to_contain_text("Before the first round", timeout=SOON)
     press(page, "#train-place", "End")
-    expect(page.locator("#train-sentence")).to_have_text(before, timeout=10_000)
+    expect(page.locator("#train-sentence")).to_have_text(before, timeout=SOON)
 
 
 def unfold(page: Page, accordion: str) -> None:
