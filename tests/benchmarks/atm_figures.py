@@ -38,7 +38,7 @@ def draw(zoos: Mapping[str, Mapping[str, Sequence[Doc]]], theorems: Sequence[Doc
         figure, axes = plt.subplots(len(budgets), 2, figsize=(10, 3.6 * len(budgets)), squeeze=False,
                                     constrained_layout=True)  # fmt: skip
         for (zoo, docs), (left, right) in zip(budgets.items(), axes, strict=True):
-            _vectors(left, zoo, docs)
+            _vectors(left, zoo, docs, zoos[zoo].get("look", ()))
             _shares(right, zoo, docs)
         figure.savefig(folder / "training-vectors.png", dpi=110)
     if theorems:
@@ -90,7 +90,7 @@ def _rounds(axis: Any, zoo: str, docs: Sequence[Doc], parts: Mapping[str, Sequen
     _finish(axis, "lower right")
 
 
-def _vectors(axis: Any, zoo: str, docs: Sequence[Doc]) -> None:
+def _vectors(axis: Any, zoo: str, docs: Sequence[Doc], looks: Sequence[Doc]) -> None:
     for kind, name, color, marker in (("atm", "ATM's vectors of the round", "#D55E00", "o"),
                                       ("one_shot", "experts, from the base", "#000000", "v")):  # fmt: skip
         runs = [doc["runs"][kind] for doc in docs if kind in doc["runs"]]
@@ -98,6 +98,14 @@ def _vectors(axis: Any, zoo: str, docs: Sequence[Doc]) -> None:
             count = len(runs[0]["rounds"])
             values = [mean(apart(run["rounds"][i]["cosines"]) for run in runs) for i in range(count)]
             axis.plot(range(1, count + 1), values, color=color, marker=marker, markersize=4, label=name)
+    drifts = [look["orthogonality"]["drift"]["atm"] for look in looks]
+    if drifts:
+        values = [mean(row["contributed"]["mean_abs"] for row in rows) for rows in zip(*drifts, strict=True)]
+        axis.plot(range(1, len(values) + 1), values, "-.", color="#0072B2", marker="s", markersize=4,
+                  label="ATM, contributed so far")  # fmt: skip
+    control = [row["mean_abs"] for look in looks for row in look["orthogonality"]["rows"] if row["run"] == "control"]
+    if control:
+        axis.axhline(mean(control), color="#009E73", linestyle=":", label="experts of the joint model, one epoch")
     axis.set(title=f"{zoo}: mean |cosine| of task vectors", xlabel="round, or epochs a task", ylim=(0, None))
     _finish(axis)
 
@@ -111,7 +119,7 @@ def _shares(axis: Any, zoo: str, docs: Sequence[Doc]) -> None:
         shares.append(mean(values[0] / sum(values) for values in norms))
     axis.barh([runs[0]["titles"][t] for t in tasks], [100 * share for share in shares], color="#0072B2")
     axis.axvline(100 / len(runs[0]["rounds"]), color="#000000", linestyle=":", label="an even share")
-    axis.set(title=f"{zoo}: the first epoch's share of the gradient's norm, %")
+    axis.set(title=f"{zoo}: first epoch, % of gradient norms")
     _finish(axis)
 
 

@@ -107,8 +107,8 @@ def _fewer_epochs(parts: Mapping[str, Sequence[Doc]]) -> str:
                             for doc in docs)  # fmt: skip
     top, last = max(best, key=lambda e: best[e]), max(best)
     word = "does not hold" if best[last] >= best[top] - 1e-9 else "holds"
-    return (f"{word}: the best one-shot merge has {100 * best[min(best)]:.1f} after {min(best):g} epoch, "
-            f"{100 * best[top]:.1f} after {top:g}, {100 * best[last]:.1f} after {last:g}")  # fmt: skip
+    told = [f"{100 * best[e]:.1f} after {e:g}" for e in sorted({min(best), top, last})]
+    return f"{word}: the best one-shot merge has {', '.join(told)} epochs"
 
 
 def _first_epoch(parts: Mapping[str, Sequence[Doc]]) -> str:
@@ -135,7 +135,10 @@ def _orthogonal(parts: Mapping[str, Sequence[Doc]]) -> str:
     first, last, fair = (mean(apart(doc["runs"][kind]["rounds"][at]["cosines"]) for doc in docs)
                          for kind, at in (("atm", 0), ("atm", -1), ("one_shot", -1)))  # fmt: skip
     word = "holds" if last < first else "does not hold"
-    return f"{word}: mean cosine {first:.3f} to {last:.3f}; experts after as many epochs {fair:.3f}"
+    control = [row["mean_abs"] for look in parts.get("look", ()) for row in look["orthogonality"]["rows"]
+               if row["run"] == "control"]  # fmt: skip
+    told = f", experts of the joint model after one epoch {mean(control):.3f}" if control else ""
+    return f"{word}: mean cosine {first:.3f} to {last:.3f}; experts after as many epochs {fair:.3f}{told}"
 
 
 _CLAIMS = {

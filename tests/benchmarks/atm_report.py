@@ -23,8 +23,12 @@ with other measurements on the machine's other core.
 """
 _COSTS = {"samples": "samples", "training_seconds": "training, s", "sent_bytes": "sent, GB", "peak_bytes": "memory, GB"}
 Doc = Mapping[str, Any]
+FIGURES = {
+    "epochs": "Accuracy against epochs of ATM, joint training, experts and their one-shot merges; and against rounds",
+    "vectors": "Cosines of task vectors by round beside controls; the first epoch's share of gradient norms",
+}
 #: What is in files of their own beside the comparisons' folders.
-_FILES = ("learned", "beside")
+_FILES = ("learned", "beside", "look")
 
 
 def gathered(folders: Sequence[Path]) -> tuple[dict[str, dict[str, list[Doc]]], list[Doc]]:
@@ -50,6 +54,8 @@ def gathered(folders: Sequence[Path]) -> tuple[dict[str, dict[str, list[Doc]]], 
 def report(zoos: Mapping[str, Mapping[str, list[Doc]]], theorems: Sequence[Doc]) -> str:
     """All parts for every zoo."""
     lines = [HEAD, *verdicts(zoos)]
+    if any("budget" in parts for parts in zoos.values()):
+        lines += ["", *(f"![{text}](images/training-{name}.png)\n" for name, text in FIGURES.items())]
     for zoo, parts in zoos.items():
         for name, make in _PARTS.items():
             if any(key.split("-")[0] == name for key in parts):
@@ -78,7 +84,7 @@ def _budget(zoo: str, parts: Mapping[str, list[Doc]]) -> list[str]:
                      f"{' | '.join(_cost(row, key) for key in _COSTS)} | {_data(row)} |")  # fmt: skip
         if row["kind"] == "one-shot" and row is _last(docs[0]):
             lines += _learned(parts.get("learned", ()), len(_COSTS))
-    return [*lines, "", *_curves(docs), "", *_shares(docs), "", *_cosines(docs)]
+    return [*lines, "", *_curves(docs), "", *_shares(docs), "", *_cosines(docs, parts.get("look", ()))]
 
 
 def _last(doc: Doc) -> Doc | None:
@@ -139,20 +145,30 @@ def _shares(docs: list[Doc]) -> list[str]:
     return lines
 
 
-def _cosines(docs: list[Doc]) -> list[str]:
-    """Mean absolute cosine between tasks' vectors: ATM's of every round, experts' from the base after every epoch."""
+def _cosines(docs: list[Doc], looks: Sequence[Doc]) -> list[str]:
+    """Mean absolute cosine between tasks' vectors: ATM's of every round, experts' from the base after every epoch; and
+    of looks at runs whose rounds were kept, what tasks contributed in all, and experts of the joint model."""
     rounds = range(1, len(docs[0]["runs"]["atm"]["rounds"]) + 1)
 
     def cells(kind: str, value: Callable[[Doc], float]) -> str:
         return " | ".join(_percent([value(doc["runs"][kind]["rounds"][i - 1]) for doc in docs]) for i in rounds)
 
-    return [
+    lines = [
         f"| mean absolute cosine, % | {' | '.join(map(str, rounds))} |",
         "|---" * (len(rounds) + 1) + "|",
         f"| ATM's vectors of the round | {cells('atm', lambda row: apart(row['cosines']))} |",
         f"| experts from the base, after as many epochs | {cells('one_shot', lambda row: apart(row['cosines']))} |",
-        f"| norm of ATM's vectors | {cells('atm', lambda row: mean(row['norms'].values()) / 100)} |",
     ]
+    drifts = [look["orthogonality"]["drift"]["atm"] for look in looks]
+    if drifts:
+        summed = [_percent([drift[i - 1]["contributed"]["mean_abs"] for drift in drifts]) for i in rounds]
+        lines.append(f"| ATM, what each task has contributed so far | {' | '.join(summed)} |")
+    lines.append(f"| norm of ATM's vectors, hundredths | {cells('atm', lambda row: mean(row['norms'].values()))} |")
+    found = [row["mean_abs"] for look in looks for row in look["orthogonality"]["rows"] if row["run"] == "control"]
+    if found:
+        lines += ["", f"Experts tuned for one epoch from the joint model: {_percent(found)} (`python -m mergelab look "
+                  "FOLDER/ZOO-SEED/budget --control`, of runs with `--keep-rounds`)."]  # fmt: skip
+    return lines
 
 
 def _rounds(zoo: str, parts: Mapping[str, list[Doc]]) -> list[str]:
@@ -254,6 +270,8 @@ def _theorem(documents: Sequence[Doc]) -> list[str]:
         how = f"--images {max(found['items'].values())} --rate {found['rate']:g}"
         lines.append(f"- `python -m mergelab theorem {told} {how} --optimisers {','.join(found['optimisers'])}`")
     lines += [
+        "",
+        "![Relative error against steps, by optimiser and rate](images/training-theorem.png)",
         "",
         "Relative error of the mean task vector against −kη times the gradient, its cosine, and the merged model's "
         f"loss and accuracy, in float64; the base: {_of(first['base']['loss']):.2f} and "
