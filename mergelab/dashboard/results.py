@@ -13,8 +13,8 @@ from .page import CHEAP, PRIVATE, Page
 
 
 def build(page: Page, first: dict[str, Any]) -> dict[str, Any]:
-    """Lay the tab out; gives what another tab needs to keep a result here: ``shown`` (what is compared) and the handler
-    ``render`` with its ``inputs`` and ``outputs``."""
+    """Lay the tab out; gives what another tab needs to keep a result here: ``shown`` (what is compared). What is kept
+    is drawn as soon as it changes."""
     result = first["result"]
     with gr.Row(elem_id="results-actions", equal_height=False):
         keep = gr.Button("Keep this result", variant="primary", elem_id="keep", min_width=190, scale=0)
@@ -83,16 +83,14 @@ def build(page: Page, first: dict[str, Any]) -> dict[str, Any]:
     def clear_all() -> Any:
         return [], gr.update(choices=[], value=[], visible=False), _hint(page.settings.max_kept)
 
-    state = [page.result, page.kept, shown]
-    keep.click(keep_it, [page.result, page.kept], [page.kept, shown, said], **CHEAP, **PRIVATE).then(
-        render, state, outs, **CHEAP, **PRIVATE
-    )
-    clear.click(clear_all, None, [page.kept, shown, said], **CHEAP, **PRIVATE).then(
-        render, state, outs, **CHEAP, **PRIVATE
-    )
-    shown.input(render, state, outs, **CHEAP, **PRIVATE)
-    page.result.change(render, state, outs, **CHEAP, **PRIVATE)
-    return {"shown": shown, "render": render, "inputs": state, "outputs": outs}
+    keep.click(keep_it, [page.result, page.kept], [page.kept, shown, said], **CHEAP, **PRIVATE)
+    clear.click(clear_all, None, [page.kept, shown, said], **CHEAP, **PRIVATE)
+    # one listener for all: two that draw from what each found when it began could end with the older drawing
+    gr.on(
+        [page.result.change, page.kept.change, shown.change], render, [page.result, page.kept, shown], outs,
+        trigger_mode="always_last", **CHEAP, **PRIVATE,
+    )  # fmt: skip
+    return {"shown": shown}
 
 
 def _hint(limit: int) -> str:

@@ -201,7 +201,7 @@ def _wire_measured(page: Page, out: dict[str, Any], results: dict[str, Any]) -> 
     out["found"].change(render, out["found"], [out[name] for name in shown], **CHEAP, **PRIVATE)
     out["show"].click(
         compare, [out["found"], page.kept], [page.kept, results["shown"], out["shown"]], **CHEAP, **PRIVATE
-    ).then(results["render"], results["inputs"], results["outputs"], **CHEAP, **PRIVATE)
+    )
 
 
 def _why(found: Mapping[str, Any]) -> str:

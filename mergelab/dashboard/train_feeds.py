@@ -44,7 +44,7 @@ def wire(page: Page, out: dict[str, Any], results: dict[str, Any]) -> None:
     out["followed"].then(refine, out["watch"], out["result"], show_progress="hidden", **REFINE, **PRIVATE)
     out["result"].change(
         keep, [out["result"], page.kept, results["shown"]], [page.kept, results["shown"]], **CHEAP, **PRIVATE
-    ).then(results["render"], results["inputs"], results["outputs"], **CHEAP, **PRIVATE)
+    )
 
 
 def kept_with(

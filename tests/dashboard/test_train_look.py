@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -390,6 +391,12 @@ def test_a_recorded_look_opens_with_its_run(lab: LookLab, settings, shipped: Pat
     assert "Once a run of yours has ended" in choose("run", None, None, None)[-2]
 
 
+def follow_all(lines):
+    """In a thread of its own: the browser's tests leave a loop running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(lines)).result()
+
+
 def test_a_run_of_ones_own_is_looked_at_with_progress_and_stop(lab: LookLab, settings):
     page = build_app(lab, settings)
     run = done(lab)
@@ -410,12 +417,12 @@ def test_a_run_of_ones_own_is_looked_at_with_progress_and_stop(lab: LookLab, set
 
     wait(lambda: run.looking.step is not None)
     assert choose("run", None, run.name, run.document)[-1]["run"] == run.name, "whoever comes back follows it"
-    seen = asyncio.run(lines(lambda: handler(page, "stop_look")(run.name)))
+    seen = follow_all(lines(lambda: handler(page, "stop_look")(run.name)))
     assert "Landscape, base" in seen[0][0] and "7 evaluations" in seen[0][1] and seen[0][3]["interactive"] is True
     assert seen[-1][2]["interactive"] is True and "Stopped." in choose("run", None, run.name, run.document)[-2]
 
     _, _, watch = handler(page, "look_at")(run.name)
-    asyncio.run(lines(lab.train_bench.looks.release))
+    follow_all(lines(lab.train_bench.looks.release))
     look, *_, said, _ = choose("run", None, run.name, run.document)
     assert look == LOOK and "Looked at in 12 s, on 8 held-out validation pictures a task." in said
     found = LookLab(settings).runs.find(run.name)
