@@ -130,7 +130,7 @@ class Trainer:
         self._finite(sums)
         seconds = time.perf_counter() - started
         after = self._adapted.state()
-        moved = math.sqrt(sum(float((after[n].double() - before[n].double()).square().sum()) for n in after))
+        moved = math.sqrt(sum(float((after[n] - before[n]).norm()) ** 2 for n in after))
         losses_by = {lesson.task: float(total) / count for lesson, total, count in zip(
             self.lessons, sums, counts, strict=True) if count}  # fmt: skip
         return Epoch(end, losses_by, norms / (end - first), moved, samples, seconds)
