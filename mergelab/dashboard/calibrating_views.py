@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import figures
 from . import after_merge, controls, views
-from .data_views import _cost, _time
+from .data_views import _cost, time_text
 
 _MOST_NAMES = 4
 _TEXT = (
@@ -28,8 +28,8 @@ def cost_line(found: Mapping[str, Any]) -> str:
     tasks = f"{found['tasks']} {'task' if found['tasks'] == 1 else 'tasks'}"
     return _cost(
         f"{tasks}, {found['pictures']} images in all, each passed through the merge and its expert for every one of "
-        f"{found['blocks']} blocks: about {_time(found['seconds'])} (from {found['timed']} images timed here), then "
-        "measuring. Nothing is kept on disk."
+        f"{found['blocks']} blocks: about {time_text(found['seconds'])} (from {found['timed']} images timed here), "
+        "then measuring. Nothing is kept on disk."
     )
 
 

@@ -38,22 +38,22 @@ def cost_line(found: Mapping[str, Any]) -> str:
     if found["kept"]:
         return _cost(f"Kept from an earlier time: {size} for {len(counts)} tasks. Nothing will be collected again.")
     return _cost(
-        f"{len(counts)} tasks, {many} images each: {what}. Takes {size} of disk and about {_time(found['seconds'])} "
-        f"(from {found['timed']} images timed here)."
+        f"{len(counts)} tasks, {many} images each: {what}. Takes {size} of disk and about "
+        f"{time_text(found['seconds'])} (from {found['timed']} images timed here)."
     )
 
 
 def learning_cost(recipe: Recipe, kept: Mapping[str, Any] | None) -> str:
     """What learning will look at; seconds are only known from an earlier run."""
     if kept is not None:
-        return _cost(f"Learned before in {_time(kept['seconds'])}: nothing will be learned again.")
+        return _cost(f"Learned before in {time_text(kept['seconds'])}: nothing will be learned again.")
     from ..methods import get
 
     values = {**get(recipe.merge_method).defaults(), **recipe.parameters}
     looks = int(values["steps"]) * int(values["batch"]) * int(values["batches"]) * len(recipe.models)
     return _cost(
-        f"{values['steps']} steps look at {looks} images in all, forward and back: about {_time(looks / _PER_SECOND)} "
-        "on two cores; the bar shows the rest. A few kB are kept."
+        f"{values['steps']} steps look at {looks} images in all, forward and back: about "
+        f"{time_text(looks / _PER_SECOND)} on two cores; the bar shows the rest. A few kB are kept."
     )
 
 
@@ -63,12 +63,14 @@ _PER_SECOND = 60.0
 
 def collected_line(item: Done) -> str:
     made = item.value
-    return views.status(f"In use: {made['text']}, {len(made['tasks'])} tasks ({_kinds(made)}; {_time(item.seconds)}).")
+    return views.status(
+        f"In use: {made['text']}, {len(made['tasks'])} tasks ({_kinds(made)}; {time_text(item.seconds)})."
+    )
 
 
 def learned_line(item: Done) -> str:
     made = item.value
-    return views.status(f"Learned in {_time(made['seconds'])} on {made['data_used']}.")
+    return views.status(f"Learned in {time_text(made['seconds'])} on {made['data_used']}.")
 
 
 def at_hand(page: Page, form: Mapping[str, Any], selection: Mapping[str, Any]) -> str:
@@ -93,7 +95,7 @@ def _cost(text: str) -> str:
     return f'<p class="ml-cost">{html.escape(text)}</p>'
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     if seconds < 10:
         return f"{max(1, round(seconds)):.0f} s"
     return f"{round(seconds / 5) * 5:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import figures
 from . import views
-from .data_views import _time as seconds_text
+from .data_views import time_text as seconds_text
 
 LEAD = (
     '<p class="ml-lead">One solve keeps the weights after every few iterations. What the solver minimises, J, can only '

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import figures
 from . import views
-from .data_views import _time
+from .data_views import time_text
 from .train_views import NAMES, Document, last_round, main, mean, point_at
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def cost_line(found: Mapping[str, Any], beside: tuple[str, ...]) -> str:
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     parts = f", {found['parts']} runs in all" if found["parts"] > 1 else ""
     text = (
-        f"{found['tasks']} tasks, {many} pictures each, {found['rounds']} rounds{parts}: {found['samples']:,} pictures "
-        f"pass, about {_time(found['seconds'])} here (from one timed step); {_bytes(found['memory_bytes'])} of memory, "
-        f"{_bytes(found['disk_bytes'])} of disk while it runs."
+        f"{found['tasks']} tasks, {many} pictures each, {found['rounds']} rounds{parts}: {found['samples']:,} "
+        f"pictures pass, about {time_text(found['seconds'])} here (from one timed step); "
+        f"{_bytes(found['memory_bytes'])} of memory, {_bytes(found['disk_bytes'])} of disk while it runs."
     )
     if found["sent_bytes"]:
         text += f" If each task were another machine: {_bytes(found['sent_bytes'])} of weights sent, no picture."
@@ -206,5 +206,5 @@ def _busy(run: Run) -> str:
     for task, title in titles.items():
         text = text.replace(f", {task}: ", f", {title}: ")
     left = run.left()
-    after = f" … about {_time(left)} left" if left is not None else " …"
+    after = f" … about {time_text(left)} left" if left is not None else " …"
     return views.status(text[:1].upper() + text[1:] + after, "busy", step.done, step.total)

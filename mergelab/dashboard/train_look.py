@@ -70,9 +70,7 @@ def _lines(out: dict[str, Any]) -> None:
         with gr.Column(min_width=320, scale=6):
             out["look_line"] = gr.Dropdown([], label="From – to", elem_id="look-line", filterable=False)
             out["look_lines"] = views.place("Loss on the line between two models", "look-lines")
-        with gr.Column(min_width=300, scale=5):
-            out["look_lines_text"] = gr.Markdown("", elem_id="look-lines-sentence")
-            out["look_lines_table"] = gr.HTML("", elem_id="look-lines-table")
+        _words(out, "lines")
 
 
 def _paper(out: dict[str, Any]) -> None:
@@ -80,9 +78,7 @@ def _paper(out: dict[str, Any]) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320, scale=6):
             out["look_paper"] = views.place("Models in their two principal directions", "look-paper")
-        with gr.Column(min_width=300, scale=5):
-            out["look_paper_text"] = gr.Markdown("", elem_id="look-paper-sentence")
-            out["look_paper_table"] = gr.HTML("", elem_id="look-paper-table")
+        _words(out, "paper")
 
 
 def _cosines(out: dict[str, Any]) -> None:
@@ -90,11 +86,16 @@ def _cosines(out: dict[str, Any]) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320, scale=6):
             out["look_cosines"] = views.place("Mean absolute cosine of task vectors", "look-cosines")
-        with gr.Column(min_width=300, scale=5):
-            out["look_cosines_text"] = gr.Markdown("", elem_id="look-cosines-sentence")
-            out["look_cosines_table"] = gr.HTML("", elem_id="look-cosines-table")
+        _words(out, "cosines")
     out["look_drift"] = gr.HTML("", elem_id="look-drift")
     out["look_shares"] = gr.HTML("", elem_id="look-shares")
+
+
+def _words(out: dict[str, Any], name: str) -> None:
+    """What stands beside a figure: its sentence and its table."""
+    with gr.Column(min_width=300, scale=5):
+        out[f"look_{name}_text"] = gr.Markdown("", elem_id=f"look-{name}-sentence")
+        out[f"look_{name}_table"] = gr.HTML("", elem_id=f"look-{name}-table")
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------------

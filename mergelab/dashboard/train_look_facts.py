@@ -9,14 +9,12 @@ from typing import Any
 
 from .. import figures
 from . import views
-from .data_views import _time
+from .data_views import time_text
 from .train_look_views import NAMES, Look, drawn, missing, number
 from .train_views import Document
 
 #: Pictures a task that the page looks at, and places along each axis and line.
 LIMIT, STEPS = 20, 9
-#: A forward pass alone, as a share of what training takes for a picture.
-_FORWARD = 1 / 3
 _SUMMED = "summed over rounds"
 
 
@@ -69,13 +67,13 @@ def orthogonality(look: Look | None) -> list[Any]:
 
 def _cosine_text(series: Mapping[str, list[float | None]]) -> str:
     ends = {name: next((v for v in reversed(line) if v is not None), None) for name, line in series.items()}
-    told = "; ".join(f"{name} {value:.2f}" for name, value in ends.items() if value is not None)
+    told = "; ".join(f"{name} {value:.3f}" for name, value in ends.items() if value is not None)
     if not told:
         return "With one task there is no pair of task vectors to compare."
     return (
-        f"Mean |cos| at the last round of each: {told}. Vectors of late rounds are short, since what tasks share has "
-        "been learnt by then, so a small cosine says little by itself: hold it against what each task has contributed "
-        "in all rounds, and against experts of as many epochs."
+        f"Mean |cos| at the last round of each: {told}. What tasks share is learnt in the first rounds, so a small "
+        "cosine in a late one says little by itself: hold it against what each task has contributed in all rounds, "
+        "against experts of as many epochs, and against experts of a joint model, which has learnt it too."
     )
 
 
@@ -136,13 +134,15 @@ _SHARES = (
 def planned(document: Document) -> dict[str, dict[str, int]]:
     """What a look at a run of the page will measure at most, as :func:`mergelab.runs.training.look.look` tells it:
     by part ``evaluations`` of models and ``pictures``."""
+    from ..runs.training.landscape import evaluations
+
     runs = list(document["runs"].values())
     tasks = len(runs[0]["tasks"])
     wholes = [record for record in runs if record["kind"] != "experts"]
     apart = tasks if len(wholes) < len(runs) else 0
     found = {}
     if 1 + len(wholes) + apart >= 3 or any(len(record["rounds"]) > 1 for record in wholes):
-        count = STEPS**2 + 3
+        count = evaluations(STEPS)
         found["landscape"] = {"evaluations": count, "pictures": count * tasks * LIMIT}
     pairs, neighbours = len(wholes) * (len(wholes) + 1) // 2, max(0, apart - 1)
     if pairs + neighbours:
@@ -158,13 +158,15 @@ def cost_line(cost: Mapping[str, Mapping[str, int]], document: Document | None) 
     parts = [f"{NAMES[name]}: {part['evaluations']} evaluations" for name, part in cost.items()]
     count = sum(part["pictures"] for part in cost.values())
     seconds = _seconds(document, count)
-    about = f", about {_time(seconds)} here" if seconds else ""
+    about = f", about {time_text(seconds)} here" if seconds else ""
     return views.note(f"{'; '.join(parts).capitalize()}; {count:,} pictures pass{about}. Nothing is chosen by them.")
 
 
 def _seconds(document: Document | None, pictures: int) -> float | None:
     """From how long the run's own training took for its pictures."""
+    from ..runs.training.costs import FORWARD
+
     runs = list((document or {"runs": {}})["runs"].values())
     costs = runs[0]["costs"] if runs else {}
     samples, seconds = costs.get("samples"), costs.get("training_seconds")
-    return float(seconds) / samples * pictures * _FORWARD if samples and seconds else None
+    return float(seconds) / samples * pictures * FORWARD if samples and seconds else None

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import figures
 from . import views
+from .train_views import split_words
 
 Look = Mapping[str, Any]
 MEAN = "mean"
@@ -22,7 +23,6 @@ NAMES = {"landscape": "the landscape", "barriers": "the lines between models", "
          "control": "experts from the joint model"}  # fmt: skip
 #: What a document that is not as it should be may raise when it is drawn.
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
-_SPLITS = {"held": "held-out validation", "val": "validation", "test": "test"}
 #: Colours end at this many times the loss of the worst marked model, and on no more than so many positions.
 _CAP, _PLACES = 1.5, 40
 #: More models than these are in the file alone.
@@ -54,7 +54,7 @@ def pictures(look: Look) -> str:
     """On which pictures losses were measured, in words."""
     counts = sorted(set(look["items"].values()))
     many = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "the"
-    return f"{many} {_SPLITS.get(look['split'], look['split'])} pictures a task"
+    return f"{many} {split_words(look['split'])} pictures a task"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from .. import figures
 from ..figures.theorem import NAMES
 from . import views
-from .data_views import _time
+from .data_views import time_text
 from .train_look_views import DAMAGED, number
 
 Document = Mapping[str, Any]
@@ -107,7 +107,9 @@ def gradients(tasks: int, images: int, optimisers: int, last: int, *, gd: bool) 
 
 
 def cost_line(count: int) -> str:
-    return views.note(f"Gradients of {count:,} pictures in float64: about {_time(count / _PER_SECOND)} on two cores.")
+    return views.note(
+        f"Gradients of {count:,} pictures in float64: about {time_text(count / _PER_SECOND)} on two cores."
+    )
 
 
 def _reached(row: Mapping[str, Any], part: str) -> list[str]:

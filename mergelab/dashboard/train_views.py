@@ -186,14 +186,14 @@ def _caption(record: Mapping[str, Any], place: int) -> str:
     seen = record["watch"]
     items = sorted(set(seen.get("items", {}).values()))
     many = f"{items[0]}" if len(items) == 1 else f"{items[0]} to {items[-1]}" if items else "the"
-    return f"Accuracy in % {at}, on {many} {_split(seen.get('split'))} pictures a task"
+    return f"Accuracy in % {at}, on {many} {split_words(seen.get('split'))} pictures a task"
 
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _split(name: str | None) -> str:
+def split_words(name: str | None) -> str:
     return {"held": "held-out validation", "val": "validation", "test": "test"}.get(name or "", "")
 
 

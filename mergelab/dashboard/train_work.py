@@ -39,6 +39,7 @@ class TrainBench:
     ) -> dict[str, Any]:  # fmt: skip
         """See :func:`mergelab.runs.training.compare.compare`; every round is kept where that takes little room."""
         from ..runs.training.compare import compare
+        from ..runs.training.costs import rounds_bytes
 
         self.bench.warm(progress, stop)
         own = self.bench.model().weights.tensors.values()
@@ -99,17 +100,3 @@ class TrainBench:
         from ..runs.training.watch import whole
 
         return whole(self.bench.model(), state)
-
-
-def rounds_bytes(recipe: TrainRecipe, beside: Sequence[str], size: int) -> int:
-    """What all rounds of a run and of what stands beside it take on disk, for a model of ``size`` bytes: every round's
-    model, its experts, and what an optimiser that goes on from round to round has."""
-    tasks, rounds = len(recipe.tasks or ()), recipe.budget.rounds
-    moments = 1 + {"adamw": 2, "adam": 2, "momentum": 1}.get(recipe.tuning.optimiser, 0)
-    models = 0
-    for kind in {recipe.train, *beside}:
-        courses = 1 if kind in ("joint", "pcgrad") else tasks
-        models += rounds * (courses + (kind not in ("experts", "one_shot"))) if kind != "alpha" else 0
-        if kind not in ("atm", "alpha"):
-            models += (rounds - 1) * courses * moments
-    return models * size

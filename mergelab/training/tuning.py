@@ -75,6 +75,11 @@ class Tuning:
             return self.rate
         return _RATES[self.tune] if self.optimiser in ("adam", "adamw") else _PLAIN_RATE
 
+    @property
+    def moments(self) -> int:
+        """Numbers that the optimiser keeps for every trained one."""
+        return {"adamw": 2, "adam": 2, "momentum": 1}.get(self.optimiser, 0)
+
     def factor(self, step: int, total: int) -> float:
         """What the rate is multiplied with at ``step`` of ``total``."""
         warm = round(self.warmup * total)

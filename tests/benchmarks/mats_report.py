@@ -82,11 +82,13 @@ def grouped(files: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         for run in file["runs"]:
             key = (run["zoo"], run["seed"], ", ".join(run.get("some", [])))
             if key in runs:
-                old, few = runs[key], "few_unlabelled"
-                measures = {**old["measures"], **run["measures"]}
-                if few in old["measures"] and few in run["measures"]:  # taken in several sittings
-                    measures[few] = {**old["measures"][few], **run["measures"][few]}
-                runs[key] = {**old, "measures": measures, "seconds": {**old["seconds"], **run["seconds"]}}
+                old = runs[key]
+                measures, seconds = {**old["measures"], **run["measures"]}, {**old["seconds"], **run["seconds"]}
+                for name in ("examples", "few_unlabelled"):  # counts of pictures, taken in several sittings
+                    if name in old["measures"] and name in run["measures"]:
+                        measures[name] = {**old["measures"][name], **run["measures"][name]}
+                        seconds[name] = old["seconds"][name] + run["seconds"][name]
+                runs[key] = {**old, "measures": measures, "seconds": seconds}
             else:
                 runs[key] = run
     out: dict[str, list[dict[str, Any]]] = {}

@@ -21,8 +21,9 @@ from mergelab.dashboard.app import build_app
 from mergelab.dashboard.lab import Lab
 from mergelab.dashboard.settings import Settings
 from mergelab.dashboard.train_theorem import recipe_of as lab_recipe
-from mergelab.dashboard.train_work import _MOST_KEPT, rounds_bytes
+from mergelab.dashboard.train_work import _MOST_KEPT
 from mergelab.errors import CheckpointError, MergeLabError
+from mergelab.runs.training.costs import rounds_bytes
 from mergelab.training.recipe import TrainRecipe
 
 SELECTION = {
@@ -159,7 +160,7 @@ def test_cosines_stand_beside_their_controls_and_shares_beside_an_even_split():
     assert epochs == ["1", "2"]
     assert series == {"ATM": [0.2, 0.1], "experts": [0.2, 0.3], "ATM, summed over rounds": [0.2, 0.25]}
     plot, text, table = train_look_facts.orthogonality(LOOK)
-    assert "ATM 0.10; experts 0.30; ATM, summed over rounds 0.25" in text and "says little by itself" in text
+    assert "ATM 0.100; experts 0.300; ATM, summed over rounds 0.250" in text and "says little by itself" in text
     assert "ATM 2 2 0.100 0.5" in plain(table) and "No control &lt;was&gt; trained." in table and plot is not None
     alone = copy.deepcopy(LOOK)
     for one in [*alone["orthogonality"]["rows"], *(r["contributed"] for r in alone["orthogonality"]["drift"]["atm"])]:

@@ -1,6 +1,6 @@
 """How task vectors lie to each other beside fair controls, and how much of an expert's way its first epoch is.
 
-Vectors of late rounds of alternating are small residuals, since what tasks share has been learnt by then; that they are
+Vectors of late rounds of alternating are what is left once the tasks' common part has been learnt; that they are
 nearly orthogonal says little when they are held against whole task vectors of one-shot experts. So four things stand
 beside each other, each with its norms: (a) experts tuned apart after every epoch, (b) the vectors of every round,
 (c) what a task has contributed up to a round and how it lies to the drift that all share, and (d) experts tuned for one

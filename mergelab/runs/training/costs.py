@@ -19,7 +19,7 @@ _TIMED = 16
 #: Items a task that are reckoned with where all of a split are looked at.
 _ALL = 1000
 #: A forward pass alone, as a share of a step's time.
-_FORWARD = 1 / 3
+FORWARD = 1 / 3
 
 
 class Meter:
@@ -85,8 +85,8 @@ def estimate(
     if "one_shot" in beside:
         looked += budget.rounds * tasks * sum(passes * items for passes, items in looks(limit))
     training = parts * samples / max(1, min(side, default_threads()))
-    seconds = (training + looked * _FORWARD) * per_item
-    moments = {"adamw": 2, "adam": 2, "momentum": 1}.get(tuning.optimiser, 0) if tuning.tune == "full" else 0
+    seconds = (training + looked * FORWARD) * per_item
+    moments = tuning.moments if tuning.tune == "full" else 0
     return {
         "samples": parts * samples, "items": items, "seconds": seconds, "parts": parts, "rounds": budget.rounds,
         "tasks": tasks,
@@ -95,6 +95,19 @@ def estimate(
         "disk_bytes": parts * size * (2 + (tasks if recipe.train != "joint" else 1) * (1 + moments)),
         "stored_bytes": size,
     }  # fmt: skip
+
+
+def rounds_bytes(recipe: TrainRecipe, beside: Sequence[str], size: int) -> int:
+    """What all rounds of a run and of what stands beside it take on disk where they are kept, for a model of ``size``
+    bytes: every round's model, its experts, and what an optimiser that goes on from round to round has."""
+    tasks, rounds = len(recipe.tasks or ()), recipe.budget.rounds
+    models = 0
+    for kind in {recipe.train, *beside} - {"alpha"}:
+        courses = 1 if kind in ("joint", "pcgrad") else tasks
+        models += rounds * (courses + (kind not in ("experts", "one_shot")))
+        if kind != "atm":
+            models += (rounds - 1) * courses * (1 + recipe.tuning.moments)
+    return models * size
 
 
 def _seconds_per_item(ground: Ground) -> float:

@@ -20,9 +20,9 @@ from ...training.aggregate import MEAN, Aggregation
 from .record import mean
 from .watch import Watch
 
-#: Methods that are merged once, and the coefficients that are tried (sums of task vectors want small ones).
 #: Held items a task at most on which α is chosen.
 HELD = 40
+#: Methods that are merged once, and the coefficients that are tried (sums of task vectors want small ones).
 METHODS = ("task_arithmetic", "ties", "tsv_m")
 _SUMS, _MEANS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0), (0.4, 0.7, 1.0, 1.4, 2.0, 3.0)
 
