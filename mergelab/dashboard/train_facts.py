@@ -81,7 +81,7 @@ def cosine_view(found: Mapping[str, Any] | None) -> list[Any]:
     names = [found["titles"].get(task, task) for task in found["tasks"]]
     numbers = [[float("nan") if value is None else value for value in row] for row in found["cosines"]]
     body = [
-        [html.escape(name), *("–" if value is None else f"{value:.3f}" for value in row),
+        [html.escape(name), *(views.decimals(value) for value in row),
          _number(found["norms"].get(task))]
         for name, task, row in zip(names, found["tasks"], found["cosines"], strict=True)
     ]  # fmt: skip
@@ -130,21 +130,23 @@ def costs_view(document: Document | None) -> str:
     return views.table(head, body, "What it cost so far, and the data that was looked at") + notes
 
 
-def whole_table(document: Document | None) -> str:
-    """The comparison's own table: everything at its end, with intervals."""
+def whole_table(document: Document | None, titles: Mapping[str, str]) -> str:
+    """The comparison's own table: everything at its end, with intervals. ``titles``: of methods."""
     if not document or not document.get("table"):
         return ""
-    body, tasks, titles = [], main(document)["tasks"], main(document)["titles"]
+    body, tasks, known = [], main(document)["tasks"], main(document)["titles"]
     letters, notes = _lettered([str(row.get("data", "")) for row in document["table"]])
     for row, letter in zip(document["table"], letters, strict=True):
         ends = row.get("interval")
         around = f" <small>{100 * ends[0]:.1f}–{100 * ends[1]:.1f}</small>" if ends else ""
         each = [views.percent(row["accuracy"].get(task)) for task in tasks]
         samples = row.get("samples")
-        body.append([html.escape(str(row["name"])), f"<b>{views.percent(row['mean'])}</b>{around}",
+        method, rest = str(row["name"]).partition(" ")[::2]
+        name = html.escape(f"{titles.get(method, method)} {rest}".strip())
+        body.append([name, f"<b>{views.percent(row['mean'])}</b>{around}",
                      views.meter(row.get("normalised")), *each, "–" if samples is None else f"{samples:,}",
                      _seconds(row.get("training_seconds")), letter])  # fmt: skip
-    head = ["Model", "Mean, 95 %", "/ Expert", *(html.escape(titles.get(t, t)) for t in tasks), "Pictures", "s", "Data"]
+    head = ["Model", "Mean, 95 %", "/ Expert", *(html.escape(known.get(t, t)) for t in tasks), "Pictures", "s", "Data"]
     lines = [[row["name"], row["mean"], *(row.get("interval") or (None, None)), row.get("normalised"),
               *(row["accuracy"].get(t) for t in tasks), row.get("samples"), row.get("data")]
              for row in document["table"]]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 from .. import figures
 from . import views
 from .data_views import time_text
-from .train_look_views import NAMES, Look, drawn, missing, number
+from .train_look_views import NAMES, Look, drawn, missing, own
 from .train_views import Document
 
 #: Pictures a task that the page looks at, and places along each axis and line.
@@ -47,16 +47,17 @@ def orthogonality(look: Look | None) -> list[Any]:
     def make() -> list[Any]:
         assert look is not None
         epochs, series = cosine_lines(look)
-        figure = figures.layer_lines(epochs, series, height=360)
+        roles = {own(look): "merged", str(look["runs"].get("one_shot", {}).get("title", "")): "experts"}
+        figure = figures.layer_lines(epochs, series, roles=roles, height=360)
         figure.update_xaxes(title={"text": "epochs a task", "font": {"size": 12}}, tickangle=0)
         figure.update_yaxes(title={"text": "mean |cos|", "font": {"size": 12}})
         body = []
         for row in look["orthogonality"]["rows"]:
             body.append([html.escape(str(look["runs"][row["run"]]["title"])), str(row["round"]),
-                         "–" if row["epochs"] is None else f"{row['epochs']:g}", number(row["mean_abs"]),
+                         "–" if row["epochs"] is None else f"{row['epochs']:g}", views.decimals(row["mean_abs"]),
                          f"{row['norm']:.3g}"])  # fmt: skip
         caption = "Task vectors: mean |cosine| over pairs of tasks, and mean length"
-        table = views.table(["Task vectors of", "Round", "Epochs", "Mean |cos|", "Length"], body, caption)
+        table = views.table(["Of", "Round", "Epochs", "Mean |cos|", "Length"], body, caption)
         left = look.get("left_out")
         why = left.get("control") if isinstance(left, Mapping) else None
         table += views.note(f"{NAMES['control'].capitalize()}: {why}") if why else ""
@@ -89,8 +90,9 @@ def drift(look: Look | None) -> str:
                 known = [value for value in row["to_drift"].values() if value is not None]
                 given = row["contributed"]
                 body.append([
-                    str(row["round"]), f"{row['step']:.3g}", number(row["to_previous"]), f"{row['from_start']:.3g}",
-                    number(math.fsum(known) / len(known) if known else None), number(given["mean_abs"]),
+                    str(row["round"]), f"{row['step']:.3g}", views.decimals(row["to_previous"]),
+                    f"{row['from_start']:.3g}",
+                    views.decimals(math.fsum(known) / len(known) if known else None), views.decimals(given["mean_abs"]),
                     f"{math.fsum(given['norms'].values()) / len(given['norms']):.3g}",
                 ])  # fmt: skip
             head = ["Round", "Step", "cos to step before", "From start", "cos of tasks to drift", "Mean |cos|, summed",
@@ -111,9 +113,9 @@ def shares(look: Look | None) -> str:
     def make() -> list[Any]:
         assert look is not None
         body = [
-            [html.escape(str(look["titles"].get(task, task))), str(len(one["epochs"])), number(one["even"], 2),
-             f"<b>{number(one['norm'], 2)}</b>", number(one["moved"], 2),
-             " ".join(number(share, 2) for share in one["first_five"])]
+            [html.escape(str(look["titles"].get(task, task))), str(len(one["epochs"])), views.decimals(one["even"], 2),
+             f"<b>{views.decimals(one['norm'], 2)}</b>", views.decimals(one["moved"], 2),
+             " ".join(views.decimals(share, 2) for share in one["first_five"])]
             for task, one in look["shares"].items()
         ]  # fmt: skip
         head = ["Task", "Epochs", "Even split", "Of gradient norms", "Of the way", "Norms, first five"]

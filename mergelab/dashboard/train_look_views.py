@@ -57,8 +57,10 @@ def pictures(look: Look) -> str:
     return f"{many} {split_words(look['split'])} pictures a task"
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def own(look: Look) -> str:
+    """The title of the run that the look is about: it is drawn as the page's own result is."""
+    runs = look.get("runs")
+    return str(runs["atm"]["title"]) if isinstance(runs, Mapping) and "atm" in runs else ""
 
 
 def at(value: float) -> str:
@@ -121,10 +123,11 @@ def landscape(look: Look | None, of: str, top: float | None) -> list[Any]:
         ways = {_way(name): [spot[:2] for spot in way] for name, way in land["paths"].items()}
         figure = figures.landscape(
             land["xs"], land["ys"], heights(look, of), land["points"], ways,
-            title="mean loss" if of == MEAN else title, top=top, height=500,
+            looks={_way(name): name for name in land["paths"]}, title="mean loss" if of == MEAN else title, top=top,
+            height=500,
         )  # fmt: skip
         body = [
-            [html.escape(str(row["title"])), number(row["loss"]), views.percent(row["accuracy"]), at(row["x"]),
+            [html.escape(str(row["title"])), views.decimals(row["loss"]), views.percent(row["accuracy"]), at(row["x"]),
              at(row["y"])]
             for row in land["points"]
         ]  # fmt: skip
@@ -199,8 +202,9 @@ def barriers(look: Look | None, place: int | None) -> list[Any]:
             losses, high = one["curves"]["mean"], one["barriers"][task]
             body.append([
                 html.escape(" – ".join(map(str, one["ends"]))), f"{losses[0]:.2f} → {losses[-1]:.2f}",
-                f"<b>{number(one['barrier'])}</b>",
-                f"{number(high)} <small>{html.escape(str(titles.get(task, task)))}</small>" if high > 0 else "–",
+                f"<b>{views.decimals(one['barrier'])}</b>",
+                f"{views.decimals(high)} <small>{html.escape(str(titles.get(task, task)))}</small>"
+                if high > 0 else "–",
             ])  # fmt: skip
         caption = f"Barriers: how far the loss rises above the straight line between its ends; on {pictures(look)}"
         head = ["Line", "Mean loss", "Barrier", "Highest of a task"]
@@ -231,8 +235,9 @@ def projection(look: Look | None) -> list[Any]:
         assert look is not None
         flat = look["projection"]
         figure = figures.checkpoints(
-            flat, flat["groups"], {_way(name): way for name, way in flat["paths"].items()}, height=440
-        )
+            flat, flat["groups"], {_way(name): way for name, way in flat["paths"].items()},
+            looks={_way(name): name for name in flat["paths"]}, merged=own(look), height=440,
+        )  # fmt: skip
         first, second = flat["explained"]
         rows = list(zip(flat["names"], flat["coordinates"], strict=True))
         text = (

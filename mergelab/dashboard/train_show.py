@@ -41,7 +41,7 @@ def wire(page: Page, out: dict[str, Any]) -> None:
                            label=train_views.slider_label(document, at))  # fmt: skip
         return [
             gr.update(visible=True), "", slider, gr.update(choices=choices, value=lines), train_views.files(document),
-            train_facts.costs_view(document), train_facts.whole_table(document), *draw(document, at, lines),
+            train_facts.costs_view(document), train_facts.whole_table(document, methods), *draw(document, at, lines),
         ]  # fmt: skip
 
     def scrub(document: Any, place: float, shown: list[str]) -> list[Any]:

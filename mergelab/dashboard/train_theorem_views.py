@@ -12,7 +12,7 @@ from .. import figures
 from ..figures.theorem import NAMES
 from . import views
 from .data_views import time_text
-from .train_look_views import DAMAGED, number
+from .train_look_views import DAMAGED
 
 Document = Mapping[str, Any]
 MEAN = "mean"
@@ -62,7 +62,7 @@ def courses(document: Document, part: str = MEAN) -> str:
         error = row["mean"]["error"] if mean else row["error"][part]
         cosine = row["mean"]["cosine"] if mean else row["cosine"][part]
         title = html.escape(str(NAMES.get(row["optimiser"], row["optimiser"])))
-        body.append([title, str(row["steps"]), f"<b>{error:.2g}</b>", number(cosine), *_reached(row, part)])
+        body.append([title, str(row["steps"]), f"<b>{error:.2g}</b>", views.decimals(cosine), *_reached(row, part)])
     items = sorted(set(document["items"].values()))
     caption = (
         f"{name[:1].upper()}{name[1:]}: τ against −kη times the gradient of {items[0]} pictures a task; then loss and "
@@ -113,7 +113,7 @@ def cost_line(count: int) -> str:
 
 
 def _reached(row: Mapping[str, Any], part: str) -> list[str]:
-    return [number(_of(row["loss"], part), 2), views.percent(_of(row["accuracy"], part))]
+    return [views.decimals(_of(row["loss"], part), 2), views.percent(_of(row["accuracy"], part))]
 
 
 def _of(values: Mapping[str, float] | None, part: str) -> float | None:

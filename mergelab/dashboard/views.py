@@ -108,6 +108,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
+def decimals(value: float | None, digits: int = 3) -> str:
+    """A number with so many decimals; what rounds to nothing has no sign."""
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def main_table(result: Result | None) -> str:
     """The table beside the radar: per task the base, the expert, the merge with its interval, and the ratio."""
     if result is None or result.get("evaluation") is None:

@@ -28,6 +28,7 @@ def landscape(
     points: Sequence[Row] = (),
     paths: Mapping[str, Sequence[Sequence[float]]] | None = None,
     *,
+    looks: Mapping[str, str] | None = None,
     title: str = "mean loss",
     unit: str = "",
     top: float | None = None,
@@ -39,6 +40,7 @@ def landscape(
         points: rows with keys ``series, role, title, x, y``, and ``off`` where a model lies off the plane (its distance
             is in the hover).
         paths: name -> points [n][2] in order; the last one has a larger mark.
+        looks: path -> the series whose look it has, such as that of the run whose way it is.
         title: what the values are; ``unit`` "%" shows shares as percentages.
         top: the colours end there (losses far from the models may be many times as high as those between them).
     """
@@ -65,8 +67,9 @@ def landscape(
         )
     )  # fmt: skip
     series = series_of(points)
-    for index, (name, path) in enumerate((paths or {}).items()):
-        _add_path(figure, name, path, style("kept", index + _kept(series)), on_cells=True)
+    ways = _looks(paths or {}, looks or {}, series)
+    for name, path in (paths or {}).items():
+        _add_path(figure, name, path, ways[name], on_cells=True)
     for name, look in series:
         mine = [row for row in points if str(row["series"]) == name]
         _add_points(figure, name, mine, look)
@@ -123,14 +126,19 @@ def checkpoints(
     groups: Mapping[str, str] | None = None,
     paths: Mapping[str, Sequence[str]] | None = None,
     *,
+    looks: Mapping[str, str] | None = None,
+    merged: str = "merged",
     height: int = 480,
 ) -> go.Figure:
     """Checkpoints in their two principal directions, with paths through some of them; both axes have one scale.
 
     Args:
         projection: ``names``, ``coordinates`` [n][2] and ``explained`` [2], the axes' shares of the variance.
-        groups: name -> group; the groups ``base``, ``experts`` and ``merged`` look as everywhere.
-        paths: path -> names of its checkpoints in order; labels are left out between its ends.
+        groups: name -> group; the groups ``base`` and ``experts`` look as everywhere, the one called ``merged`` as the
+            page's own result does.
+        paths: path -> names of its checkpoints in order; labels are left out between its ends, and where there is no
+            room for them: the name is then in the hover alone.
+        looks: path -> the group whose look it has.
     """
     places = dict(zip(projection["names"], projection["coordinates"], strict=True))
     if not places:
@@ -139,21 +147,36 @@ def checkpoints(
     rows = []
     for name, (x, y) in places.items():
         group = groups.get(name, "checkpoints")
-        rows.append({"series": group, "role": group if group in _ROLES else "kept", "title": name, "x": x, "y": y})
+        role = "merged" if group == merged else group if group in ("base", "experts") else "kept"
+        rows.append({"series": group, "role": role, "title": name, "x": x, "y": y})
     figure = go.Figure()
     series = series_of(rows)
-    for index, (path, names) in enumerate(paths.items()):
-        _add_path(figure, path, [places[name] for name in names], style("kept", index + _kept(series)), on_cells=False)
+    ways = _looks(paths, looks or {}, series)
+    for path, names in paths.items():
+        _add_path(figure, path, [places[name] for name in names], ways[path], on_cells=False)
     for group, look in series:
         _add_points(figure, group, [row for row in rows if row["series"] == group], look)
     between = {name for names in paths.values() for name in names[1:-1]}
-    ends = [(min(values), max(values)) for values in zip(*places.values(), strict=True)]
+    # Labels are wider than high.
+    ends = [
+        _padded(min(v), max(v), room) for v, room in zip(zip(*places.values(), strict=True), (0.3, 0.12), strict=True)
+    ]
     named = [row for row in rows if row["title"] not in between]
-    figure.update_layout(annotations=_labels(named, ends[0], ends[1], height - 180))
+    figure.update_layout(annotations=_labels(named, ends[0], ends[1], height - 180, crowded=True))
     first, second = projection["explained"]
-    figure.update_xaxes(title=_title(f"first principal direction ({first:.0%})"), zeroline=False)
-    figure.update_yaxes(title=_title(f"second ({second:.0%})"), zeroline=False, scaleanchor="x")
+    figure.update_xaxes(
+        title=_title(f"first principal direction ({first:.0%})"), zeroline=False, range=ends[0], constrain="domain"
+    )
+    figure.update_yaxes(
+        title=_title(f"second ({second:.0%})"), zeroline=False, range=ends[1], constrain="domain", scaleanchor="x"
+    )
     return _with_legend(figure, len(series) + len(paths), height)
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    """Room for marks and labels at both ends."""
+    room = share * (high - low) or 1.0
+    return low - room, high + room
 
 
 def _title(text: str) -> dict[str, Any]:
@@ -174,9 +197,16 @@ def _with_legend(figure: go.Figure, entries: int, height: int, *, top: int = 28)
     return figure.update_layout(legend={"y": -60 / (height - top - 72)})
 
 
-def _kept(series: Iterable[tuple[str, Style]]) -> int:
-    """How many of the kept looks the series took already."""
-    return sum(look not in _ROLES.values() for _, look in series)
+def _looks(paths: Iterable[str], shared: Mapping[str, str], series: Sequence[tuple[str, Style]]) -> dict[str, Style]:
+    """A look for every path: that of a series, or one that neither a series nor another path has taken."""
+    known = dict(series)
+    taken = sum(look not in _ROLES.values() for look in known.values())
+    found = {}
+    for path in paths:
+        own = known.get(shared.get(path, ""))
+        found[path] = own or style("kept", taken)
+        taken += own is None
+    return found
 
 
 def _levels(low: float, high: float) -> dict[str, float]:
@@ -235,19 +265,23 @@ def _add_points(figure: go.Figure, name: str, rows: Sequence[Row], look: Style) 
 
 
 def _labels(
-    rows: Sequence[Row], across: tuple[float, float], along: tuple[float, float], height: int
+    rows: Sequence[Row], across: tuple[float, float], along: tuple[float, float], height: int, *, crowded: bool = False
 ) -> list[dict[str, Any]]:
-    """A label beside every point, where it hides no earlier label and no point, if there is such a place."""
+    """A label beside every point, where it hides no earlier label and no point, if there is such a place; where there
+    is none, it lies above, or is left out of a ``crowded`` figure."""
     span = max((across[1] - across[0]) / _PHONE, (along[1] - along[0]) / height) or 1.0
     spots = [((row["x"] - across[0]) / span, (row["y"] - along[0]) / span) for row in rows]
-    taken = [(x, y, 12.0, 12.0) for x, y in spots]
+    taken, right_end = [(x, y, 12.0, 12.0) for x, y in spots], (across[1] - across[0]) / span
     out = []
     for row, (x, y) in zip(rows, spots, strict=True):
         text = short(str(row["title"]), _LABEL)
         wide = _LETTER * len(text) + 6
         side = wide / 2 + 9
         shifts = [(0, 17), (0, -17), (side, 0), (-side, 0), (side, 15), (-side, 15), (side, -15), (-side, -15)]
-        free = [s for s in shifts if not any(_meet((x + s[0], y + s[1], wide, _LINE), box) for box in taken)]
+        free = [s for s in shifts if wide / 2 <= x + s[0] <= right_end - wide / 2
+                and not any(_meet((x + s[0], y + s[1], wide, _LINE), box) for box in taken)]  # fmt: skip
+        if crowded and not free:
+            continue
         right, up = (free or shifts)[0]
         taken.append((x + right, y + up, wide, _LINE))
         out.append({

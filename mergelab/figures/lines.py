@@ -6,23 +6,28 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from .palette import empty, finish, short, style
+from .palette import empty, finish, series_of, short, style
 
 
 def layer_lines(
     layers: Sequence[str],
     series: Mapping[str, Sequence[float | None]],
     *,
+    roles: Mapping[str, str] | None = None,
     axis: str = "",
     top: float | None = None,
     height: int = 380,
 ) -> go.Figure:
-    """Draw ``series[name][layer]`` over ``layers`` in order; the axis starts at 0 and ends at ``top`` if given."""
+    """Draw ``series[name][layer]`` over ``layers`` in order; the axis starts at 0 and ends at ``top`` if given.
+
+    ``roles``: series -> ``base``, ``experts`` or ``merged``, which look as everywhere.
+    """
     if not layers or not series:
         return empty("No layer to show.", height)
     figure = go.Figure()
+    known = dict(series_of([{"series": name, "role": (roles or {}).get(name, "kept")} for name in series]))
     for index, (name, values) in enumerate(series.items()):
-        look = style("merged") if len(series) == 1 else style("counted", index)
+        look = style("merged") if len(series) == 1 else known[name] if roles else style("counted", index)
         figure.add_trace(
             go.Scatter(
                 name=name,

@@ -185,9 +185,12 @@ def test_the_task_vectors_of_a_round_with_numbers():
 def test_costs_and_the_whole_table_say_data_and_intervals():
     costs = train_facts.costs_view(FOUND)
     assert "ATM 48 6 8 2.0 GB 1 MB a" in plain(costs) and "a: 8 labelled &lt;training&gt; pictures a task" in costs
-    whole = train_facts.whole_table(FOUND)
+    whole = train_facts.whole_table(FOUND, TITLES)
     assert re.search(r"ATM, 2 rounds.* 64\.0 \d+\.\d–\d+\.\d 0\.71 65\.0 64\.0 63\.0 48 6 [ab]", plain(whole))
-    assert "Table as CSV" in whole and train_facts.whole_table({**FOUND, "table": []}) == ""
+    merged = {"name": "ties of the experts after 2 epochs, α 0.4 chosen", "accuracy": {"mnist": 0.5}, "mean": 0.5}
+    told = plain(train_facts.whole_table({**FOUND, "table": [merged]}, TITLES))
+    assert "TIES of the experts after 2 epochs, α 0.4 chosen 50.0" in told
+    assert "Table as CSV" in whole and train_facts.whole_table({**FOUND, "table": []}, {}) == ""
     line = plain(train_facts.cost_line(FakeTraining().estimate(recipe_of(), ("joint",)), ("joint",)))
     assert "1,536 pictures pass, about 60 s here" in line and "700 MB of weights sent, no picture" in line
 
@@ -538,4 +541,4 @@ def test_every_kind_of_run_is_shown(tmp_path: Path, monkeypatch, more, expected)
         assert "Grey" in train_views.round_view(run.document, place)[1]
         assert "What it cost" in train_facts.costs_view(run.document)
     assert (train_facts.cosines_of(run.document, 2) is None) == (more["what"] == "joint" if "what" in more else False)
-    assert "Mean, 95 %" in train_facts.whole_table(run.document)
+    assert "Mean, 95 %" in train_facts.whole_table(run.document, {})

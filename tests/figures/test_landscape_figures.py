@@ -100,6 +100,26 @@ def test_no_two_series_look_alike():
     assert len({(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in drawn}) == len(drawn)
 
 
+def test_the_way_of_a_run_looks_as_the_run_does():
+    shared = {"ATM": "merged", "joint training": "joint"}
+    drawn = traces(figures.landscape(XS, YS, LOSSES, POINTS, PATHS, looks=shared))
+    for path, run in shared.items():
+        assert drawn[path]["marker"]["color"] == drawn[run]["marker"]["color"] != drawn["base"]["marker"]["color"]
+    drawn = traces(figures.checkpoints(PLACES, GROUPS, {"ATM": ["base", "round 1"]}, looks={"ATM": "rounds"},
+                                       merged="rounds"))  # fmt: skip
+    assert drawn["ATM"]["line"]["color"] == drawn["rounds"]["marker"]["color"] == style("merged").color
+
+
+def test_a_crowded_projection_leaves_labels_out_rather_than_hide_others():
+    names = [f"model {i}" for i in range(40)]
+    near = {"names": names, "coordinates": [[0.01 * (i % 7), 0.01 * (i // 7)] for i in range(39)] + [[5, 5]],
+            "explained": [0.6, 0.2]}  # fmt: skip
+    drawn = figures.checkpoints(near).to_dict()
+    labels = [label["text"] for label in drawn["layout"]["annotations"]]
+    assert "model 39" in labels and len(labels) < 12
+    assert len(traces(figures.checkpoints(near))["checkpoints"]["customdata"]) == 40, "every name is in the hover"
+
+
 def test_barriers_draw_every_curve_with_its_chord():
     drawn = traces(LINE)
     assert list(drawn) == ["mnist", "chord of mnist", "mean", "chord of mean"]
