@@ -74,9 +74,14 @@ def to_recipe(draft: Draft, method: Mapping[str, Any], selection: Mapping[str, A
         base_model=None if method["base"] == "unused" else selection["base"],
         parameters=parameters,
         seed=int(draft.get("seed") or 0),
-        suite=selection.get("zoo") or selection.get("suite") or None,
+        suite=suite_of(selection),
         **{key: draft[key] for key in _DATA_KEYS if draft.get(key) is not None},
     )
+
+
+def suite_of(selection: Mapping[str, Any]) -> str | None:
+    """A selection's tasks as a recipe names them: by the zoo, which another machine has too, else by the folder."""
+    return selection.get("zoo") or selection.get("suite") or None
 
 
 #: Keys of a recipe that a draft carries as they are.

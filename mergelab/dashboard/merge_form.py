@@ -10,10 +10,7 @@ import gradio as gr
 
 from . import controls, data_panel, drafts, init_form
 from .errors import spoken
-from .page import CHEAP, PRIVATE, Page, session_of
-
-#: Two renders at once of one visitor change gradio's table of their components while the other reads it.
-_ONE_AT_A_TIME: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "render", "concurrency_limit": 1}
+from .page import CHEAP, PRIVATE, RENDER, Page, session_of
 
 
 def build(page: Page, first: dict[str, Any]) -> dict[str, Any]:
@@ -30,13 +27,13 @@ def build(page: Page, first: dict[str, Any]) -> dict[str, Any]:
     panel = data_panel.build(first)
     with gr.Column(elem_id="merge-parameters", min_width=0):
 
-        @gr.render(inputs=[page.form, page.selection], **_ONE_AT_A_TIME)
+        @gr.render(inputs=[page.form, page.selection], **RENDER)
         def parameters(form: drafts.Draft, selection: dict[str, Any]) -> None:
             _parameters(page, form, selection)
 
     with gr.Column(elem_id="merge-more", min_width=0):
 
-        @gr.render(inputs=[page.form, page.selection], **_ONE_AT_A_TIME)
+        @gr.render(inputs=[page.form, page.selection], **RENDER)
         def experts(form: drafts.Draft, selection: dict[str, Any]) -> None:
             _experts(page, form, selection)
 

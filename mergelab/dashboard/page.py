@@ -21,6 +21,8 @@ COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 1}
 #: Refinements wait for each other, not in front of live answers.
 REFINE: dict[str, Any] = {"concurrency_id": "refine", "concurrency_limit": 1}
 CHEAP: dict[str, Any] = {"concurrency_id": "cheap", "concurrency_limit": 16, "show_progress": "hidden"}
+#: Two renders at once of one visitor change gradio's table of their components while the other reads it.
+RENDER: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "render", "concurrency_limit": 1}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 

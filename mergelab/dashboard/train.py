@@ -13,6 +13,7 @@ from . import (
     train_follow,
     train_form,
     train_look,
+    train_merging,
     train_show,
     train_theorem,
     views,
@@ -26,9 +27,9 @@ _LEAD = (
 )
 #: What a short run on two cores starts with: two rounds, three tasks, done in less than two minutes.
 USUAL: dict[str, Any] = {
-    "what": "atm", "rounds": 2, "unit": "epochs", "length": 1, "method": "mean", "scale": 1.0, "start": "base",
-    "images": 128, "tune": "full", "rate": None, "optimiser": "adamw", "batch": 16, "seed": 0, "joint": True,
-    "one_shot": False,
+    "what": "atm", "rounds": 2, "unit": "epochs", "length": 1, "method": "mean", "parameters": {}, "scale": 1.0,
+    "start": "base", "images": 128, "tune": "full", "rate": None, "optimiser": "adamw", "batch": 16, "seed": 0,
+    "joint": True, "one_shot": False,
 }  # fmt: skip
 _USUAL_TASKS = 3
 _OPTIMISERS = [("AdamW", "adamw"), ("Adam", "adam"), ("SGD", "sgd"), ("SGD with momentum", "momentum"),
@@ -44,6 +45,7 @@ def build(
     remembers."""
     states = {name: gr.State(None) for name in ("live", "document", "watch", "result", "priced")}
     states |= {"shows": gr.State("run"), "held": gr.State(False)}  # or "recorded"; whether a person put the slider back
+    states["parameters"] = gr.State(USUAL["parameters"])  # of the method that merges a round
     states["opened"] = gr.State(None)  # the name of the recorded run that is shown
     out: dict[str, Any] = {**states, "current": current, "mine": mine, "tab": tab}
     gr.HTML(_LEAD)
@@ -97,6 +99,7 @@ def _what(page: Page, first: dict[str, Any], out: dict[str, Any]) -> None:
             train_form.aggregations(page.methods), value=USUAL["method"], label="Merged with", elem_id="train-method",
             filterable=False,
         )  # fmt: skip
+        train_merging.build(page, out)
         out["scale"] = gr.Slider(
             0.1, 2, value=USUAL["scale"], step=0.05, label="α: how far towards the merge", elem_id="train-scale"
         )

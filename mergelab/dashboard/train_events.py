@@ -98,7 +98,7 @@ def asked(page: Page, given: tuple[Any, ...], draft: drafts.Draft, selection: di
     merge = page.recipe(draft, selection) if values["start"] == "merge" else None
     if merge is not None:
         page.lab.check_sources(merge)
-    recipe = train_form.recipe_of(values, selection, merge, page.methods, page.settings.per_task)
+    recipe = train_form.recipe_of(values, selection, merge, page.settings.per_task)
     beside = train_form.beside(values)
     train_form.check_limit(recipe, beside, page.settings)
     return recipe, beside
@@ -132,7 +132,7 @@ def _wire_cost(page: Page, out: dict[str, Any]) -> None:
 
     reasons = [
         component.release if isinstance(component, gr.Slider) else component.input
-        for component in (out[name] for name in train_form.FIELDS if name not in ("method", "scale"))
+        for component in (out[name] for name in train_form.FIELDS if name not in ("method", "scale", "parameters"))
     ]
     given, told = [out["priced"], page.draft, page.selection, *fields], [out["cost"], out["priced"]]
     gr.on([out["tab"].select, *reasons], cost_of_training, given, told, trigger_mode="always_last", **_COST, **PRIVATE)

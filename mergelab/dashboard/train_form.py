@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MergeLabError
 from ..recipe import Recipe
+from .drafts import suite_of
 
 if TYPE_CHECKING:
     from ..training.recipe import TrainRecipe
     from .settings import Settings
 
 #: The fields in the order in which events hand them over.
-FIELDS = ("what", "tasks", "rounds", "unit", "length", "method", "scale", "start", "images", "tune", "rate",
-          "optimiser", "batch", "seed", "joint", "one_shot")  # fmt: skip
+FIELDS = ("what", "tasks", "rounds", "unit", "length", "method", "parameters", "scale", "start", "images", "tune",
+          "rate", "optimiser", "batch", "seed", "joint", "one_shot")  # fmt: skip
 KINDS = {
     "atm": ("Alternate tuning and merging (ATM)",
             "Every round tunes a copy of the model on each task alone, merges the copies, and goes on from the merge. "
@@ -53,9 +54,8 @@ def beside(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def recipe_of(
-    values: Mapping[str, Any], selection: Mapping[str, Any], merge: Recipe | None,
-    methods: Mapping[str, Mapping[str, Any]], watched: int,
-) -> TrainRecipe:  # fmt: skip
+    values: Mapping[str, Any], selection: Mapping[str, Any], merge: Recipe | None, watched: int
+) -> TrainRecipe:
     """The recipe of the fields' ``values``. ``merge``: what is on the Merge tab, where the run starts from it;
     ``watched``: test pictures a task that rounds are measured on. RecipeError or MergeLabError says what is wrong."""
     from ..training.recipe import TrainRecipe
@@ -65,7 +65,7 @@ def recipe_of(
     if not values["tasks"]:
         raise MergeLabError("Choose at least one task to train on.")
     data: dict[str, Any] = {
-        "train": values["what"], "base_model": selection["base"], "suite": selection["suite"],
+        "train": values["what"], "base_model": selection["base"], "suite": suite_of(selection),
         "tasks": list(values["tasks"]), "images": _whole(values["images"]), "seed": _whole(values["seed"]),
         "budget": {"rounds": _whole(values["rounds"]), values["unit"]: _whole(values["length"])},
         "tuning": {"tune": values["tune"], "optimiser": values["optimiser"], "batch": _whole(values["batch"]),
@@ -73,8 +73,8 @@ def recipe_of(
         "watch": {"split": "test", "limit": watched},
     }  # fmt: skip
     if values["what"] == "atm":
-        data["aggregation"] = {"merge_method": values["method"], "scale": values["scale"]}
-        _fits(values["method"], methods, len(data["tasks"]))
+        data["aggregation"] = {"merge_method": values["method"], "parameters": dict(values["parameters"] or {}),
+                               "scale": values["scale"]}  # fmt: skip
     if values["start"] == "merge":
         assert merge is not None
         data |= {"start": merge.to_dict(), "split": "val"}
@@ -84,16 +84,6 @@ def recipe_of(
 def _whole(value: Any) -> Any:
     """A slider's 2.0 is a 2; anything else stays, for the recipe to say what is wrong with it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _fits(name: str, methods: Mapping[str, Mapping[str, Any]], tasks: int) -> None:
-    """A method of exactly two models cannot merge three experts; said before anything is trained."""
-    if name not in methods:
-        return
-    low, high = methods[name]["models"]["min"], methods[name]["models"]["max"]
-    if tasks < low or (high is not None and tasks > high):
-        many = f"exactly {low}" if low == high else f"at least {low}" if tasks < low else f"at most {high}"
-        raise MergeLabError(f"{methods[name]['title']} merges {many} models; there are {tasks} tasks. Take the mean.")
 
 
 def samples_of(recipe: TrainRecipe, parts: int) -> int:

@@ -10,6 +10,7 @@ import gradio as gr
 from ..errors import Cancelled, MergeLabError
 from . import train_theorem_views as shown
 from . import views
+from .drafts import suite_of
 from .errors import sentence
 from .jobs import Done, Step
 from .page import CHEAP, PRIVATE, Page, busy, session_of
@@ -208,7 +209,7 @@ def recipe_of(page: Page, tasks: list[str], images: float, optimisers: list[str]
             "pictures or optimisers; on your own machine MERGELAB_MAX_TRAIN_SAMPLES sets the limit."
         )
     return TrainRecipe.from_dict({
-        "train": "experts", "base_model": selection["base"], "suite": selection["suite"], "tasks": list(tasks),
+        "train": "experts", "base_model": selection["base"], "suite": suite_of(selection), "tasks": list(tasks),
         "images": int(images), "watch": {"split": "test", "limit": page.settings.per_task},
     })  # fmt: skip
 

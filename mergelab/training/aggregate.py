@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,12 @@ class Aggregation:
                 f"The experts of a round cannot be merged by {method.name!r}, which needs data of its own "
                 f"({method.data}); take 'mean' or a method without data, such as 'ties'."
             )
+
+    def check(self, experts: Sequence[str]) -> None:
+        """MethodError, before anything is trained, where so many experts cannot be merged or a parameter is wrong."""
+        if not self.streamed:
+            method = get(self.merge_method)
+            method.check_models(len(experts), True, method.resolve(self.parameters, list(experts)))
 
     @property
     def streamed(self) -> bool:

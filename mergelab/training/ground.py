@@ -31,6 +31,7 @@ class Ground:
         self.model: Model = build(recipe.base_model, device=device)
         self.tasks: tuple[Task, ...] = chosen_tasks(self.suite, recipe.tasks)
         self.names = tuple(task.name for task in self.tasks)
+        recipe.check_merges(self.names)
         self.heads: dict[str, Head] = self._heads()
         self._learner: Learner | None = None
         self._lessons: dict[str, Lesson] = {}

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -149,6 +149,18 @@ class TrainRecipe:
             raise RecipeError("The validation items are trained on, so watch the held ones (split: held) or test.")
         if self.tuning.optimiser == "gd" and self.budget.steps is None and self.tuning.pace == "steps":
             raise RecipeError("Full-batch 'gd' takes one step an epoch; leave 'pace' out.")
+        if self.tasks is not None:
+            self.check_merges(self.tasks)
+
+    def check_merges(self, tasks: Sequence[str]) -> None:
+        """RecipeError where a round of these ``tasks`` could not be merged: a wrong parameter, too many experts."""
+        for first in sorted({1, *self.join.values()}):
+            experts = [task for task in tasks if self.join.get(task, 1) <= first]
+            try:
+                self.aggregation.check(experts)
+            except MethodError as error:
+                at = f" at round {first}, where {len(experts)} tasks take part" if first > 1 else ""
+                raise RecipeError(f"aggregation{at}: {error}") from None
 
     # ---- forms -------------------------------------------------------------------------------------------------------
 

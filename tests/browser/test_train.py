@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_a_short_run_is_watched_paused_and_gone_on_with(open_page):
     expect(page.locator("#train-every")).to_contain_text("Merge every epoch: 2 rounds", timeout=SOON)
     expect(page.locator("#train-cost")).to_contain_text("384 pictures pass", timeout=SOON)
 
+    # another method merges the rounds, with its own parameters
+    page.locator("#train-method input").click()
+    page.get_by_role("option", name="TIES-Merging", exact=True).click()
+    density = page.locator("#train-parameter-density input[type=number]")
+    density.fill("0.4", timeout=SOON)
+    density.press("Enter")
+    expect(page.locator("#train-more-parameters")).to_contain_text("More parameters (4)")
+
     # the curve moves, and is paused after its first round
     page.locator("#train-go").click()
     until_points(page, 2)
@@ -100,6 +109,9 @@ def test_a_short_run_is_watched_paused_and_gone_on_with(open_page):
     expect(page.locator("#train-table tbody tr")).to_have_count(4)
     expect(page.locator("#train-whole")).to_contain_text("ATM, 2 rounds")
     last = page.locator("#train-table").inner_text()
+    link = page.locator("#train-files a[download$='.yaml']").get_attribute("href")
+    recipe = base64.b64decode(link.partition(",")[2]).decode()
+    assert "suite: starter\n" in recipe and "merge_method: ties" in recipe and "density: 0.4" in recipe
 
     # through the rounds
     press(page, "#train-place", "ArrowLeft")

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from dashboard.fake_lab import TASKS, FakeLab
 from dashboard.fake_training import FakeTraining, document
@@ -22,6 +23,7 @@ from mergelab.dashboard import (
     train_facts,
     train_feeds,
     train_form,
+    train_merging,
     train_runs,
     train_views,
 )
@@ -34,7 +36,7 @@ from mergelab.recipe import Recipe
 from mergelab.runs.training.compare import FORMAT
 
 SELECTION = {
-    "title": "Starter", "zoo": "starter", "base": "zoo:starter/base", "suite": "starter",
+    "title": "Starter", "zoo": "starter", "base": "zoo:starter/base", "suite": "/a/zoo/suite",
     "experts": {name: f"zoo:starter/{name}" for name in TASKS}, "tuned": {},
 }  # fmt: skip
 METHODS = Lab(Settings()).methods()
@@ -48,7 +50,7 @@ def plain(text: str) -> str:
 
 
 def recipe_of(**more):
-    return train_form.recipe_of({**VALUES, **more}, SELECTION, MERGE, METHODS, 40)
+    return train_form.recipe_of({**VALUES, **more}, SELECTION, MERGE, 40)
 
 
 def wait(until) -> None:
@@ -72,6 +74,8 @@ def test_the_fields_become_a_training_recipe():
     assert (recipe.budget.rounds, recipe.budget.epochs, recipe.budget.steps) == (2, 1, None)
     assert (recipe.aggregation.merge_method, recipe.aggregation.scale) == ("ties", 0.8)
     assert (recipe.watch.split, recipe.watch.limit) == ("test", 40) and recipe.tuning.rate is None
+    assert recipe.suite == "starter", "a recipe does not name a folder of this machine"
+    assert recipe_of(method="ties", parameters={"density": 0.3}).aggregation.parameters == {"density": 0.3}
     steps = recipe_of(unit="steps", length=5, rate=0.01)
     assert (steps.budget.steps, steps.budget.epochs, steps.tuning.rate) == (5, 1, 0.01)
 
@@ -90,14 +94,15 @@ def test_post_hoc_starts_from_the_merge_and_trains_on_validation_labels():
     [
         ({"tasks": []}, "at least one task"), ({"rounds": 0}, "'rounds'"), ({"rounds": None}, "'rounds'"),
         ({"images": 0.5}, "'images'"), ({"seed": -1}, "'seed'"), ({"rate": -1.0}, "'rate'"), ({"batch": 0}, "'batch'"),
-        ({"method": "slerp"}, "exactly 2"), ({"method": "mats"}, "data"), ({"unit": "steps", "length": 0}, "'steps'"),
+        ({"method": "slerp"}, "exactly 2"), ({"method": "ties", "parameters": {"density": 2.0}}, "'density'"),
+        ({"method": "mats"}, "data"), ({"unit": "steps", "length": 0}, "'steps'"),
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_get_a_sentence(change, word):
     with pytest.raises((RecipeError, MergeLabError), match=word):
         recipe_of(**change)
     with pytest.raises(MergeLabError, match="no suite"):
-        train_form.recipe_of(VALUES, {**SELECTION, "suite": None}, None, METHODS, 40)
+        train_form.recipe_of(VALUES, {**SELECTION, "suite": None}, None, 40)
 
 
 def test_only_methods_without_data_merge_a_round():
@@ -436,6 +441,20 @@ def test_the_merge_slider_and_the_fields_follow_each_other(page):
     assert slider["label"] == "Merge once, at the end: 2 epochs" and "one-shot" in note
 
 
+def test_parameters_of_the_aggregation_are_those_that_differ_from_their_defaults():
+    page = SimpleNamespace(methods=METHODS)
+    assert [p["name"] for p in train_merging.shown(page, "ties")][:2] == ["lambda", "density"]
+    assert all(p["name"] != "weight" for name in METHODS for p in train_merging.shown(page, name))
+    assert train_merging.shown(page, "mean") == []
+    density = next(p for p in METHODS["ties"]["parameters"] if p["name"] == "density")
+    with gr.Blocks() as blocks:
+        train_merging._control({"parameters": gr.State({})}, density)
+    collect = next(fn.fn for fn in blocks.fns.values() if fn.fn)
+    assert collect(0.4, {"lambda": 0.5}) == {"lambda": 0.5, "density": 0.4}
+    assert collect(density["default"], {"lambda": 0.5, "density": 0.4}) == {"lambda": 0.5}
+    assert collect(None, {"density": 0.4}) == {}
+
+
 def test_the_cost_is_asked_for_once(page, lab: TrainLab):
     draft, request = drafts.fresh(METHODS["ties"], SELECTION), SimpleNamespace(session_hash="x")
     cost = handler(page, "cost_of_training")
@@ -496,7 +515,7 @@ def test_a_tiny_zoo_is_trained_measured_and_asked(tmp_path: Path, monkeypatch):
     lab = Lab(Settings(zoo=str(zoo)))
     selection = lab.zoo(str(zoo))
     values = {**VALUES, "tasks": ["grey", "colour"], "images": 16, "batch": 8}
-    recipe = train_form.recipe_of(values, selection, None, METHODS, 20)
+    recipe = train_form.recipe_of(values, selection, None, 20)
     cost = lab.training(selection).estimate(recipe, ("joint",))
     assert cost["samples"] == 2 * 2 * 16 * 2 and cost["seconds"] > 0
     run = lab.runs.start(selection, recipe, ("joint",))
@@ -528,9 +547,7 @@ def test_every_kind_of_run_is_shown(tmp_path: Path, monkeypatch, more, expected)
     selection = lab.zoo(str(zoo))
     merge = Recipe("ties", tuple(selection["experts"].values()), base_model=selection["base"], suite=selection["suite"])
     values = {**VALUES, "tasks": ["grey", "colour"], "images": 16, "batch": 8, **more}
-    run = lab.runs.start(
-        selection, train_form.recipe_of(values, selection, merge, METHODS, 20), train_form.beside(values)
-    )
+    run = lab.runs.start(selection, train_form.recipe_of(values, selection, merge, 20), train_form.beside(values))
     wait(lambda: run.over)
     assert run.status == "done", run.said
     assert set(run.document["runs"]) == runs and len(run.document["merges"]) == merges

@@ -13,9 +13,10 @@ from torch import Tensor
 from training import toys
 
 import mergelab
-from mergelab.errors import MergeLabError, MethodError
+from mergelab.errors import MergeLabError, MethodError, RecipeError
 from mergelab.training.aggregate import Aggregation, running_mean
 from mergelab.training.atm import Tuned, check, rounds
+from mergelab.training.recipe import TrainRecipe
 from mergelab.training.trainer import Trainer
 from mergelab.training.tuning import Tuning
 
@@ -116,6 +117,25 @@ def test_a_method_that_needs_data_is_refused():
         Aggregation("regmean")
     with pytest.raises(MethodError, match="The mean of the experts has no parameters"):
         Aggregation("mean", {"weight": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "more", "word"),
+    [
+        ({"merge_method": "ties", "parameters": {"desnity": 0.2}}, {}, "aggregation: .*desnity.*density"),
+        ({"merge_method": "ties", "parameters": {"density": 7.0}}, {}, "aggregation: .*'density'"),
+        ({"merge_method": "ties", "parameters": {"density": [0.1, 0.2]}}, {}, "aggregation: .*density"),
+        ({"merge_method": "slerp"}, {}, "merges exactly 2 models, but 3 are given"),
+        ({"merge_method": "slerp"}, {"join": {"c": 2}}, "aggregation at round 2, where 3 tasks take part"),
+    ],
+)
+def test_a_round_that_could_not_be_merged_is_refused_before_anything_is_trained(aggregation, more, word):
+    recipe = {"train": "atm", "base_model": "b", "suite": "s", "aggregation": aggregation, **more}
+    with pytest.raises(RecipeError, match=word):
+        TrainRecipe.from_dict({**recipe, "tasks": ["a", "b", "c"]})
+    if not more:  # joining tasks need their names
+        with pytest.raises(RecipeError, match=word):
+            TrainRecipe.from_dict(recipe).check_merges(["a", "b", "c"])
 
 
 def test_the_running_mean_is_the_mean_and_holds_one_expert():
