@@ -58,6 +58,8 @@ def _choose(arguments: Any) -> int:
         recipe = recipe.replace(statistics=arguments.stats)
     if arguments.out:
         _check_out(arguments.out, arguments.overwrite)
+    if arguments.suite and recipe.suite is None:
+        recipe = recipe.replace(suite=arguments.suite)  # what a method learns from is then in the recipe
     tasks = [name.strip() for name in arguments.tasks.split(",")] if arguments.tasks else None
     line = Line()
     chosen = choose(

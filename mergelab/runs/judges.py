@@ -12,7 +12,7 @@ from ..engine.plan import Plan
 from ..errors import TaskError
 from ..progress import Stop
 from ..recipe import Recipe
-from ..tasks import evaluate
+from ..tasks import evaluate, load_suite
 from . import collected
 from .bench import Bench
 from .trained import planned, prepare
@@ -61,7 +61,8 @@ class Judge:
 
 
 class OnBench(Judge):
-    """Resident checkpoints, and a suite that measures."""
+    """Resident checkpoints, and a suite that measures. What a method learns from is the recipe's own suite, where it
+    names one: what is chosen is then what merging the recipe gives."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class OnBench(Judge):
         self.model = bench.model()
         assert bench.suite is not None  # the model is there only with a suite
         self.device, self.suite = bench.device, bench.suite.name
+        self.learns_from = load_suite(recipe.suite) if recipe.suite else bench.suite
         if tasks is None:
             seen = [task.name for task in bench.suite if task.seen]
             tasks = [name for name in seen if name in recipe.names] or seen or bench.suite.names
@@ -94,11 +96,11 @@ class OnBench(Judge):
         method = methods.get(recipe.merge_method)
         if method.learns:
             load = self.bench._load
-            learned = prepare(recipe, suite=self.bench.suite, load=load, model=self.model, stop=self.stop)
+            learned = prepare(recipe, suite=self.learns_from, load=load, model=self.model, stop=self.stop)
             plan = planned(recipe.replace(out_dtype=None), learned, load=load)
         elif method.collects:
             plan = collected.prepare(
-                recipe.replace(out_dtype=None), suite=self.bench.suite, load=self.bench._load, model=self.model,
+                recipe.replace(out_dtype=None), suite=self.learns_from, load=self.bench._load, model=self.model,
                 stop=self.stop,
             )  # fmt: skip
         elif self.statistics is None:

@@ -11,7 +11,8 @@ import pytest
 from training.learn_zoo import moved_zoo
 
 from mergelab.recipe import ModelEntry, Recipe
-from mergelab.runs import Bench, learnt, merged_through, solve_path
+from mergelab.runs import Bench, judges, learnt, merged_through, solve_path
+from mergelab.runs.choose import choose
 from mergelab.tasks import load_suite
 
 TASKS = ("colour", "grey")
@@ -49,6 +50,18 @@ def test_learned_coefficients_belong_to_a_suite_and_to_tasks(benches) -> None:
     assert learnt.kept_learned(first, swapped) is None
     # the bench has one suite, which counts, whatever a recipe calls it
     assert learnt.kept_learned(first, recipe.replace(suite="tiny")) is not None
+
+
+def test_a_grid_learns_on_the_suite_of_its_recipe_and_is_measured_on_the_bench_s(benches, monkeypatch) -> None:
+    first, second = benches
+    asked = []
+    learn = judges.prepare
+    monkeypatch.setattr(judges, "prepare", lambda *a, **k: asked.append(k["suite"].name) or learn(*a, **k))
+    for suite in (str(first.suite.zoo), None):
+        recipe = recipe_of(first, "adamerging", parameters={"steps": 1, "examples": 4}, suite=suite)
+        found = choose(second, recipe, {"rate": [0.001]}, limit=4)
+        assert found.suite == "other"
+    assert asked == [first.suite.name, "other"]
 
 
 def test_collections_through_merged_layers_belong_to_a_suite_and_to_tasks(benches) -> None:
