@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 from claims_judge import Runs, Verdict, at, mean, points, values
 
@@ -52,16 +54,21 @@ def not_monotone(runs: Runs) -> Verdict:
             curves += 1
     told.append(f"to 20 iterations: J rises in {rises} of {curves} curves, accuracy ends more than {100 * FALLEN:.0f} "
                 f"point below its best in {falls}")  # fmt: skip
-    long = [(name, found) for run in runs for name, found in run["measures"].get("path", {}).items()]
-    for name, found in long:
-        objective, test = found["objective"], found["test"]
-        best = max(range(len(test)), key=test.__getitem__)
-        rises += _largest_rise(objective) > ROUNDING
-        falls += test[best] - test[-1] > FALLEN
+    long: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for name, found in run["measures"].get("path", {}).items():
+            long.setdefault(name, []).append(found)
+    for name, paths in long.items():
+        rises += sum(_largest_rise(found["objective"]) > ROUNDING for found in paths)
+        fell = sum(max(found["test"]) - found["test"][-1] > FALLEN for found in paths)
+        falls += fell
+        test = [100 * mean(column) for column in zip(*(found["test"] for found in paths), strict=True)]
+        left = mean([found["objective"][-1] / found["objective"][0] for found in paths])
+        best, steps = max(range(len(test)), key=test.__getitem__), paths[0]["iterations"]
         told.append(
-            f"from {word(name)}: J to {objective[-1] / objective[0]:.3f} of its start; accuracy {100 * test[0]:.1f}, "
-            f"best {100 * test[best]:.1f} at {found['iterations'][best]}, {100 * test[-1]:.1f} at "
-            f"{found['iterations'][-1]}"
+            f"from {word(name)} ({len(paths)} run{'s' if len(paths) > 1 else ''}): J to {left:.3f} of its start; "
+            f"accuracy {test[0]:.1f}, best {test[best]:.1f} at {steps[best]}, {test[-1]:.1f} at {steps[-1]}, in {fell} "
+            f"more than {100 * FALLEN:.0f} point below its best"
         )
     why = "Stopping early regularises: from RegMean, which has little left to gain, more iterations fit noise first."
     return Verdict("; ".join(told), one_of(falls and not rises, not rises), why if falls else "")

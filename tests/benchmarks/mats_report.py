@@ -184,7 +184,10 @@ def _examples_table(runs: Runs) -> list[str]:
     try:
         few = sorted({n for run in _having(runs, "few_unlabelled") for n in at(run, "few_unlabelled")}, key=int)
         taken = {n: [run for run in _having(runs, "few_unlabelled") if n in at(run, "few_unlabelled")] for n in few}
-        cells = [f"{n}: {percent(values(taken[n], 'few_unlabelled', n))} ({len(taken[n])} runs)" for n in few]
+        cells = [
+            f"{n}: {percent(values(taken[n], 'few_unlabelled', n))} ({len(taken[n])} run{'s' * (len(taken[n]) > 1)})"
+            for n in few
+        ]
         cells.append(f"all: {percent(values(runs, 'learned', 'scores', 'layer', 'test'))}")
         lines += [
             "",
