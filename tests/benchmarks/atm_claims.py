@@ -54,14 +54,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the runs")
     parser.add_argument("--report", nargs="+", type=Path, help="folders to make the tables of")
     parser.add_argument("--figures", type=Path, help="a folder for the figures; needs matplotlib")
+    parser.add_argument("--logs", type=Path, help="a folder for small copies of the starter zoo's reported files")
     parser.add_argument("--markdown", type=Path, help="the page whose part is replaced (default: the screen)")
     told = parser.parse_args()
     if told.report:
-        from atm_report import gathered, report
+        from atm_report import gathered, keep, report
         from claims_page import put
 
         zoos, theorems = gathered(told.report)
         put("training", report(zoos, theorems), told.markdown)
+        if told.logs:
+            keep(told.report, told.logs)
         if told.figures:
             from atm_figures import draw
 

@@ -51,6 +51,16 @@ def gathered(folders: Sequence[Path]) -> tuple[dict[str, dict[str, list[Doc]]], 
     return found, theorems
 
 
+def keep(folders: Sequence[Path], out: Path, zoo: str = "starter") -> None:
+    """Small copies of what was measured on a zoo that everyone has, in folders that :func:`gathered` reads."""
+    for folder in folders:
+        for path in sorted((*folder.glob(f"{zoo}-*/*/compare.json"), *folder.glob(f"{zoo}-*/*.json"))):
+            place = out / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            document = json.loads(path.read_text(encoding="utf-8"))
+            place.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
 def report(zoos: Mapping[str, Mapping[str, list[Doc]]], theorems: Sequence[Doc]) -> str:
     """All parts for every zoo."""
     lines = [HEAD, *verdicts(zoos)]
