@@ -16,14 +16,15 @@ LOOKS = {"average": ("#000000", "o"), "task_arithmetic": ("#0072B2", "s"), "ties
 
 
 def draw(groups: dict[str, Sequence[dict[str, Any]]], out: Path) -> None:
-    """Accuracy on the left, J on the right: one row a group of runs (mean, and the runs' range), one a long path."""
+    """Accuracy on the left, J on the right: one row a group of runs (mean and range), one for its long paths."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    long = {title: run["measures"]["path"] for title, runs in groups.items() for run in runs
-            if "path" in run["measures"]}  # fmt: skip
+    every = {title: [run["measures"]["path"] for run in runs if "path" in run["measures"]]
+             for title, runs in groups.items()}  # fmt: skip
+    long = {title: paths for title, paths in every.items() if paths}
     rows = len(groups) + len(long)
     figure, axes = plt.subplots(rows, 2, figsize=(9, 3.4 * rows), squeeze=False, constrained_layout=True)
     for (title, runs), (left, right) in zip(groups.items(), axes, strict=False):
@@ -33,11 +34,13 @@ def draw(groups: dict[str, Sequence[dict[str, Any]]], out: Path) -> None:
             accuracy = np.array([[point["test"] for point in f["grid"].values()] for f in found])
             _line((left, right), name, steps, accuracy, np.array([f["objective"] for f in found]))
         _finish(left, right, title)
-    for (title, found), (left, right) in zip(long.items(), axes[len(groups) :], strict=True):
-        for name, one in found.items():
-            _line((left, right), name, one["iterations"], np.array([one["test"]]), np.array([one["objective"]]))
-            left.plot(one["iterations"], 100 * np.array(one["val"]), color=LOOKS[name][0], linestyle=":")
-        _finish(left, right, f"{title}, one run (dotted: validation)")
+    for (title, paths), (left, right) in zip(long.items(), axes[len(groups) :], strict=True):
+        for name, one in paths[0].items():
+            found = {key: np.array([path[name][key] for path in paths]) for key in ("test", "val", "objective")}
+            _line((left, right), name, one["iterations"], found["test"], found["objective"])
+            left.plot(one["iterations"], 100 * found["val"].mean(0), color=LOOKS[name][0], linestyle=":")
+        _finish(left, right, title)
+        left.set(title=f"{title}: accuracy, % (dotted: on validation items)")
     figure.savefig(out, dpi=110)
 
 
