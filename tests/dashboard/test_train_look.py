@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-import re
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from dashboard.fake_lab import TASKS, FakeLab
+from dashboard.fake_lab import FakeLab
 from dashboard.fake_training import FakeTraining, document
+from dashboard.train_page import SELECTION, handler, plain, traces, wait
 
 from mergelab.dashboard import recordings, train_look, train_look_facts, train_look_views, train_theorem_views
 from mergelab.dashboard.app import build_app
@@ -26,15 +25,10 @@ from mergelab.errors import CheckpointError, MergeLabError
 from mergelab.runs.training.costs import rounds_bytes
 from mergelab.training.recipe import TrainRecipe
 
-SELECTION = {
-    "title": "Starter", "zoo": "starter", "base": "zoo:starter/base", "suite": "starter",
-    "experts": {name: f"zoo:starter/{name}" for name in TASKS}, "tuned": {},
-}  # fmt: skip
 RECIPE = TrainRecipe.from_dict({
     "train": "atm", "base_model": "zoo:starter/base", "suite": "starter", "tasks": ["mnist", "fashion"], "images": 8,
     "budget": {"rounds": 2, "epochs": 1},
 })  # fmt: skip
-SOON = 20.0
 
 
 def point(title, x, y, loss, accuracy, role="kept"):  # noqa: PLR0917
@@ -106,21 +100,6 @@ THEOREM = {
     "rounding": [{"rate": 1e-5, "float32": {"mnist": 0.002, "fashion": 0.003}, "float64": {"mnist": 1e-12}}],
     "decay": {"norm": 1.0, "share": {"mnist": 0.01}, "mean": 0.0122, "error": 1e-10}, "seconds": 42.0,
 }  # fmt: skip
-
-
-def plain(text: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text)).strip()
-
-
-def traces(plot) -> dict:
-    return {trace["name"]: trace for trace in json.loads(plot.plot)["data"]}
-
-
-def wait(until) -> None:
-    end = time.monotonic() + SOON
-    while not until():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.02)
 
 
 # ---- what is shown of a look -----------------------------------------------------------------------------------------
@@ -352,11 +331,6 @@ class LookLab(FakeLab):
 def lab(settings, tmp_path: Path, monkeypatch, shipped) -> LookLab:
     monkeypatch.setenv("MERGELAB_HOME", str(tmp_path / "home"))
     return LookLab(settings)
-
-
-def handler(page, name: str):
-    found = {fn.fn for fn in page.fns.values() if getattr(fn.fn, "__name__", "") == name}
-    return next(fn for fn in found if fn.__module__.startswith("mergelab.dashboard.train"))
 
 
 def component(page, elem_id: str) -> dict:
