@@ -127,7 +127,7 @@ def cosine_view(found: dict[str, Any] | None, layer: str) -> list[Any]:
         [html.escape(name), *("–" if value is None else f"{value:.3f}" for value in row)]
         for name, row in zip(names, matrix, strict=True)
     ]
-    table = views.table(["", *map(html.escape, names)], body, f"Cosine similarity, {layer}")
+    table = views.table(["Task vector", *map(html.escape, names)], body, f"Cosine similarity, {layer}")
     file = views.link("Cosines as CSV", views.to_csv(["task vector", *names], [[n, *r] for n, r in zip(names, matrix, strict=True)]), "mergelab-cosines.csv")  # fmt: skip  # noqa: E501
     numbers = [[float("nan") if value is None else value for value in row] for row in matrix]
     return [

@@ -35,7 +35,7 @@ def findings(report: Mapping[str, Any]) -> str:
         color, word = LEVELS.get(item["level"], LEVELS["warn"])
         fix = f' <span class="ml-fix">{html.escape(item["fix"])}</span>' if item.get("fix") else ""
         items.append(f'<li class="ml-{color}"><b>{word}</b> {html.escape(item["text"])}{fix}</li>')
-    inner = f"<h4>Pre-flight check</h4><ul>{''.join(items)}</ul>"
+    inner = f"<h2>Pre-flight check</h2><ul>{''.join(items)}</ul>"
     return f'<section class="ml-verdict" aria-label="Pre-flight check">{inner}</section>'
 
 
@@ -87,7 +87,7 @@ def inside_card(model: Any) -> str:
 
 def basket_list(wanted: list[dict[str, str]]) -> str:
     items = "".join(f"<li><code>{html.escape(_shown(item['source']))}</code></li>" for item in wanted)
-    return f'<section aria-label="Experts to merge"><h4>Experts to merge</h4><ol class="ml-list">{items}</ol></section>'
+    return f'<section aria-label="Experts to merge"><h2 class="ml-heading">Experts to merge</h2><ol class="ml-list">{items}</ol></section>'
 
 
 def size(count: int | None) -> str:

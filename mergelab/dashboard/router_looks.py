@@ -118,8 +118,8 @@ def batch_view(found: Mapping[str, Any] | None, titles: Mapping[str, str]) -> li
         cards = "".join(_thumb(item, titles) for item in mine)
         count = f"{len(mine)} picture{'s' if len(mine) > 1 else ''}"
         blocks.append(
-            f'<section class="ml-group"><h4>Group {group + 1}: {count} '
-            f"<small>{html.escape(said or 'shared model alone')}</small></h4>"
+            f'<section class="ml-group"><h3>Group {group + 1}: {count} '
+            f"<small>{html.escape(said or 'shared model alone')}</small></h3>"
             f'<div class="ml-thumbs">{cards}</div></section>'
         )
     body = [

@@ -51,6 +51,7 @@ def theme() -> gr.themes.Base:
         block_title_text_weight="600",
         body_text_color_subdued="*neutral_500",
         body_text_color_subdued_dark="*neutral_400",
+        link_text_color_dark="*primary_400",
         block_info_text_color="*neutral_500",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",

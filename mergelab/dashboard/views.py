@@ -175,7 +175,7 @@ def place(label: str, elem_id: str) -> gr.Plot:
 
 def heading(text: str) -> str:
     """A small heading above a figure."""
-    return f'<h3 class="ml-heading">{html.escape(text)}</h3>'
+    return f'<h2 class="ml-heading">{html.escape(text)}</h2>'
 
 
 def table(
