@@ -112,8 +112,7 @@ def learned(told: argparse.Namespace, seed: int) -> None:
     import atm_learned
 
     place = told.out / f"{open_zoo(told.zoo).name}-{seed}"
-    found = atm_learned.adamerged(told.zoo, place / "budget", seed, told.limit)
-    (place / "learned.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    atm_learned.adamerged(told.zoo, place / "budget", seed, told.limit, place / "learned.json")
 
 
 def rates(told: argparse.Namespace, seed: int) -> None:

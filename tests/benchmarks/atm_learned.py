@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from pathlib import Path
-from typing import Any
 
 from claims_lab import Lab, mean, normal
 from mats_lab import Ground
@@ -13,12 +14,19 @@ from mergelab.engine import merge_to_memory, plan
 from mergelab.runs.training.iterates import Runs
 from mergelab.training.adamerging import learn
 from mergelab.training.inputs import unlabelled
+from mergelab.zoo import open_zoo
 
-FORMAT = "mergelab-learned/1"
+FORMAT = "mergelab-learned/2"
+#: Every coefficient before the first step, as the authors have it.
+AUTHORS = 0.3
 
 
-def adamerged(zoo: str, folder: Path, seed: int, limit: int) -> dict[str, Any]:
-    """Accuracy of both kinds of coefficients on the test pictures that the comparison in ``folder`` is read on."""
+def adamerged(zoo: str, folder: Path, seed: int, limit: int, out: Path) -> None:
+    """Accuracy of both kinds of coefficients on the test pictures that the comparison in ``folder`` is read on, learned
+    from task arithmetic's tuned coefficient and from the authors' start; into ``out``, row by row, where it goes on."""
+    found = {"format": FORMAT, "zoo": open_zoo(zoo).name, "seed": seed, "limit": limit, "rows": {}}
+    if out.is_file():
+        found["rows"] = json.loads(out.read_text(encoding="utf-8"))["rows"]
     lab = Lab(zoo, seed, limit)
     ground, runs = Ground(lab), Runs(folder, "cpu")
     assert runs.apart is not None
@@ -26,15 +34,23 @@ def adamerged(zoo: str, folder: Path, seed: int, limit: int) -> dict[str, Any]:
     whole = dict(ground.base.items())
     experts = {name: {**whole, **dict(runs.expert(runs.apart, rounds, name))} for name in lab.names}
     inputs = unlabelled(lab.model, lab.suite, lab.names, split="val", seed=seed)
-    rows = {}
-    for per in ("task", "layer"):
-        started = time.process_time()
-        made = plan("adamerging", experts, ground.base, {"per": per}, seed=seed)
-        found = learn(lab.model, made, inputs)
-        done = plan("adamerging", experts, ground.base, {"per": per}, seed=seed, learned=found.coefficients)
+    for start, per in itertools.product((_tuned(folder), AUTHORS), ("task", "layer")):
+        name = f"{per}, from {start:g}"
+        if name in found["rows"]:
+            continue
+        started, values = time.process_time(), {"per": per, "start": start}
+        learned = learn(lab.model, plan("adamerging", experts, ground.base, values, seed=seed), inputs)
+        done = plan("adamerging", experts, ground.base, values, seed=seed, learned=learned.coefficients)
         state = merge_to_memory(done, device="cpu", threads=1)
         seconds = time.process_time() - started
         right = ground.correct(state)
-        rows[per] = {"mean": mean(lab.items, right), "normalised": normal(lab.items, right), "samples": found.samples,
-                     "seconds": seconds}  # fmt: skip
-    return {"format": FORMAT, "zoo": lab.zoo.name, "seed": seed, "limit": limit, "rows": rows}
+        found["rows"][name] = {"mean": mean(lab.items, right), "normalised": normal(lab.items, right),
+                               "samples": learned.samples, "seconds": seconds}  # fmt: skip
+        out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def _tuned(folder: Path) -> float:
+    """The coefficient that held pictures chose for task arithmetic of the same experts."""
+    merges = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["merges"]
+    mine = [row for row in merges if row["method"] == "task_arithmetic" and row["tuned"]]
+    return float(max(mine, key=lambda row: row["epochs"])["parameters"]["alpha"])
