@@ -87,7 +87,8 @@ def inside_card(model: Any) -> str:
 
 def basket_list(wanted: list[dict[str, str]]) -> str:
     items = "".join(f"<li><code>{html.escape(_shown(item['source']))}</code></li>" for item in wanted)
-    return f'<section aria-label="Experts to merge"><h2 class="ml-heading">Experts to merge</h2><ol class="ml-list">{items}</ol></section>'
+    head = '<h2 class="ml-heading">Experts to merge</h2>'
+    return f'<section aria-label="Experts to merge">{head}<ol class="ml-list">{items}</ol></section>'
 
 
 def size(count: int | None) -> str:

@@ -89,7 +89,8 @@ def cosine_view(found: Mapping[str, Any] | None) -> list[Any]:
     lines = [[task, *row, found["norms"].get(task)] for task, row in zip(found["tasks"], found["cosines"], strict=True)]
     file = views.link("Cosines as CSV", views.to_csv(["task vector", *found["tasks"], "length"], lines),
                       "mergelab-training-cosines.csv")  # fmt: skip
-    table = views.table(["Task vector", *map(html.escape, names), "Length"], body, caption) + f'<p class="ml-files">{file}</p>'
+    head = ["Task vector", *map(html.escape, names), "Length"]
+    table = views.table(head, body, caption) + f'<p class="ml-files">{file}</p>'
     text = figures.describe_cosines(names, numbers)
     return [views.plot(figures.cosine_heatmap(names, numbers, height=360), "training-cosines"), text, table]
 
